@@ -1,0 +1,1 @@
+"""Generative classifiers as torch modules, for the toolkits of adversarial robustness."""

@@ -1,0 +1,193 @@
+"""The one contract: what every classifier of this package promises to toolkits and attackers."""
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .randomness import Mode
+
+__all__ = ["Classifier", "GenerativeClassifier", "Prediction", "check_images"]
+
+RANGE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier decided about a batch.
+
+    Attributes:
+        labels: The decision, shape (B,).
+        probabilities: p(y | x), shape (B, K).
+        rejected: True where the classifier refuses to decide, shape (B,).
+        scores: The class scores (generative: nats; otherwise the logits), shape (B, K).
+    """
+
+    labels: Int[Tensor, " batch"]
+    probabilities: Float[Tensor, "batch classes"]
+    rejected: Bool[Tensor, " batch"]
+    scores: Float[Tensor, "batch classes"]
+
+
+def check_images(
+    x: Tensor, *, input_shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "batch channels height width"]:
+    """Check a batch of images and cast it to the model's dtype.
+
+    Args:
+        x: Images in [0, 1], shape (B, C, H, W), any floating dtype.
+        input_shape: The expected (C, H, W).
+        device: Where the model lives.
+        dtype: The model's dtype.
+
+    Raises:
+        ValueError: If `x` has another shape, an integer dtype, another device, a value that is not finite, or a
+            value outside [0, 1] by more than 1e-6.
+        TypeError: If `x` is no tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"Expected `x` to be a torch.Tensor, but got {type(x).__name__}")
+    if x.ndim != 4 or tuple(x.shape[1:]) != input_shape:
+        expected = ", ".join(map(str, input_shape))
+        raise ValueError(f"Expected `x` of shape (batch, {expected}), but got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        hint = ": convert to float and divide by 255" if x.dtype == torch.uint8 else ""
+        raise ValueError(f"Expected `x` to have a floating dtype, but got {x.dtype}{hint}")
+    if x.device != device:
+        raise ValueError(f"Expected `x` on {device}, where the model is, but got {x.device}")
+    if x.shape[0]:
+        _check_range(x.detach())
+    return x.to(dtype)
+
+
+def _check_range(x: Tensor) -> None:
+    low, high = (float(bound) for bound in x.aminmax())
+    if not (low - low == 0.0 and high - high == 0.0):  # inf - inf and nan - nan are nan
+        bad = int((~x.isfinite()).sum())
+        raise ValueError(f"Expected `x` to be finite, but got {bad} values that are NaN or infinite")
+    if high > 1 + RANGE_TOLERANCE:
+        hint = ": divide by 255" if 1.5 < high <= 255 else ""
+        raise ValueError(f"Expected `x` in [0, 1], but got a maximum of {high:.7g}{hint}")
+    if low < -RANGE_TOLERANCE:
+        raise ValueError(f"Expected `x` in [0, 1], but got a minimum of {low:.7g}")
+
+
+class Classifier(nn.Module, ABC):
+    """Abstract: images in [0, 1] -> logits, with checked input and a decision independent of `training`.
+
+    Toolkits switch `train()` and `eval()` at will (ART and torchattacks force `eval`, Foolbox leaves the mode).
+    A classifier's parts therefore stay in evaluation mode unless the training loop asks for
+    `set_parts_training`.
+    """
+
+    def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.input_shape = input_shape
+        self.num_classes = num_classes
+        self.training = False
+
+    @abstractmethod
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        """Give the logits of checked images."""
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
+        """Give the logits of images in [0, 1]; argmax is the decision.
+
+        Shape: (B, C, H, W) -> (B, K), or (B, K + 1) when the classifier may reject.
+        """
+        return self.logits(self.check(x))
+
+    def check(self, x: Tensor) -> Float[Tensor, "batch channels height width"]:
+        """Check images against this model's shape, device and range; cast them to its dtype."""
+        parameter = next(self.parameters())
+        return check_images(
+            x, input_shape=self.input_shape, device=parameter.device, dtype=parameter.dtype
+        )
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Prediction:
+        """Decide: labels, probabilities, rejections and scores of images in [0, 1]."""
+        logits = self(x)
+        return Prediction(
+            labels=logits.argmax(1),
+            probabilities=logits.softmax(1),
+            rejected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device),
+            scores=logits,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Record the flag, and leave the parts in evaluation mode."""
+        self.training = mode
+        return self
+
+    def set_parts_training(self, mode: bool) -> None:
+        """Switch batch normalisation and dropout of the parts: for training loops only."""
+        for part in self.children():
+            part.train(mode)
+
+
+class GenerativeClassifier(Classifier):
+    """Abstract: decides by the class that could have produced the image."""
+
+    @abstractmethod
+    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Give a bound (or its estimate) on log p(x, y = k) in nats, differentiable in x.
+
+        Shape: (B, C, H, W) -> (B, K).
+        """
+
+    @abstractmethod
+    def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
+        """Turn class scores into logits: a monotone map, so that argmax stays the decision."""
+
+    @abstractmethod
+    def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """Turn class scores into p(y | x)."""
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        """Give the logits of checked images."""
+        return self.scores_to_logits(self.class_scores(x))
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Prediction:
+        """Decide, with the class scores beside the decision."""
+        scores = self.class_scores(x)
+        logits = self.scores_to_logits(scores)
+        return Prediction(
+            labels=logits.argmax(1),
+            probabilities=self.probabilities(scores),
+            rejected=logits.argmax(1) >= self.num_classes,
+            scores=scores,
+        )
+
+    @abstractmethod
+    def with_randomness(
+        self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None
+    ) -> Self:
+        """Give a variant that shares the weights and draws its noise in another mode.
+
+        Args:
+            mode: `"fixed"`: a sequence from `seed`, the same at every call and for every row. `"fresh"`: new
+                noise for every call and row, for expectation over transformation and for re-scoring.
+            seed: The seed of the sequence or of the generator.
+            generator: The generator of the fresh mode; it advances with every call.
+        """
+
+    @abstractmethod
+    def with_inference(self, **budget: Any) -> Self:
+        """Give a variant that shares the weights and searches with another budget."""
+
+    @abstractmethod
+    def with_gradient(self, gradient: Any) -> Self:
+        """Give a variant that shares the weights and hands attackers another surrogate gradient."""
+
+    def _variant(self, **attributes: object) -> Self:
+        """Copy shallowly: the same parts and weights, other settings; nothing is mutated behind a caller."""
+        variant = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(variant, name, value)
+        return variant

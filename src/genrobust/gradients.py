@@ -1,0 +1,285 @@
+"""Surrogate gradients: what d score / d x an attacker of a latent-optimising classifier is given.
+
+Every strategy gives the same scores; they differ in the gradient that autograd finds behind them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .classifier import GenerativeClassifier
+from .inference import InferenceBudget, LatentObjective, Posterior, refine
+from .likelihood import log_mean_exp, squared_error
+from .randomness import Mode, NoiseSource, NoiseStream
+
+__all__ = [
+    "Envelope",
+    "Estimated",
+    "Expectation",
+    "LatentModel",
+    "SurrogateGradient",
+    "Unrolled",
+    "expectation",
+    "surrogate_gradient",
+]
+
+
+class LatentModel(Protocol):
+    """What a strategy needs of a model that optimises latents."""
+
+    @property
+    def objective(self) -> LatentObjective:
+        """The objective l_k(x) that inference minimises."""
+        ...
+
+    @property
+    def budget(self) -> InferenceBudget:
+        """How hard inference looks."""
+        ...
+
+    @property
+    def noise(self) -> NoiseSource:
+        """Where the noise comes from."""
+        ...
+
+    def search(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+        """Find where refinement starts."""
+        ...
+
+
+class SurrogateGradient(Protocol):
+    """A strategy: scores whose graph holds the gradient that the attacker sees."""
+
+    def scores(
+        self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give -l_k(x), differentiable in `x`."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Envelope:
+    """The gradient with z* held constant: d ||x - G(z*)||^2 / dx = 2 (x - G(z*)) (E-ABS eq. 8).
+
+    By the envelope theorem it is the exact gradient of min_z l_k(x, z) wherever the minimum is unique.
+    """
+
+    def scores(
+        self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give -l_k(x); its graph ends at the reconstructions, so no weight collects a gradient."""
+
+        def score(x: Tensor, start: Posterior) -> Tensor:
+            noise = model.noise.stream(part=1)
+            with torch.no_grad():
+                posterior = _refined(model, x, start, noise, steps=model.budget.steps)
+                reconstruction, prior_term = model.objective.draw(posterior, noise)
+            return -(squared_error(x[:, None], reconstruction) + prior_term)
+
+        return _in_chunks(model, x, score)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Unrolled:
+    """The gradient through the last refinement steps: z* is a function of x, as far back as `steps`.
+
+    The search for the starting point stays constant. Memory grows with `steps`.
+    """
+
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Expected `steps` of at least 1, but got {self.steps}")
+
+    def scores(
+        self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give -l_k(x), differentiable in `x` directly and through the last steps."""
+        unrolled = min(self.steps, model.budget.steps) if x.requires_grad and torch.is_grad_enabled() else 0
+
+        def score(x: Tensor, start: Posterior) -> Tensor:
+            noise = model.noise.stream(part=1)
+            posterior = _refined(model, x, start, noise, steps=model.budget.steps - unrolled)
+            if unrolled:
+                posterior = refine(
+                    model.objective, x, posterior, noise, budget=model.budget, steps=unrolled, differentiable=True
+                )
+            return -model.objective.at(x, posterior, noise)
+
+        return _in_chunks(model, x, score)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Estimated:
+    """The gradient estimated from scores alone, by antithetic finite differences along random directions.
+
+    A masked gradient cannot hide from it. NES (Ilyas et al. 2018) draws Gaussian directions, SPSA (Uesato et al.
+    2018) signs.
+
+    Attributes:
+        samples: Pairs of queries per image.
+        sigma: Length of a query's step per pixel.
+        method: `"nes"` or `"spsa"`.
+        generator: Of the directions; it advances, so that successive attack steps see new directions.
+    """
+
+    samples: int = 50
+    sigma: float = 0.01
+    method: Literal["nes", "spsa"] = "nes"
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.sigma <= 0:
+            raise ValueError(
+                f"Expected `samples` of at least 1 and `sigma` above 0, but got {self.samples} and {self.sigma}"
+            )
+        if self.method not in ("nes", "spsa"):
+            raise ValueError(f"Expected `method` to be 'nes' or 'spsa', but got {self.method!r}")
+
+    def scores(
+        self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give -l_k(x); the estimate is made here, so that several backward passes agree and cost nothing."""
+
+        def query(x: Tensor) -> Tensor:
+            return Envelope().scores(model, x)
+
+        with torch.no_grad():
+            scores = query(x)
+            if not x.requires_grad:
+                return scores
+            directions = self._directions(x)
+            step = self.sigma * directions
+            pairs = [query(x + s) - query(x - s) for s in step]
+            slopes = torch.stack(pairs) / (2 * self.sigma)
+        linear: Tensor = _LinearSurrogate.apply(x, scores, slopes, directions)  # type: ignore[no-untyped-call]
+        return linear
+
+    def _directions(self, x: Tensor) -> Tensor:
+        noise = torch.randn((self.samples, *x.shape), generator=self.generator)
+        if self.method == "spsa":
+            noise = torch.where(noise < 0, -1.0, 1.0)
+        return noise.to(device=x.device, dtype=x.dtype)
+
+
+class _LinearSurrogate(torch.autograd.Function):
+    """Scores whose Jacobian is the mean over directions u of slope x u."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scores: Tensor, slopes: Tensor, directions: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes, directions)
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        slopes, directions = ctx.saved_tensors
+        weights = (slopes * gradients[0]).sum(2) / len(directions)
+        return torch.einsum("sb,sbchw->bchw", weights, directions), None, None, None
+
+
+def surrogate_gradient(gradient: str | SurrogateGradient) -> SurrogateGradient:
+    """Give a strategy by name (`"envelope"`, `"unrolled"`, `"estimated"`), or the strategy itself.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if not isinstance(gradient, str):
+        return gradient
+    strategies: dict[str, Callable[[], SurrogateGradient]] = {
+        "envelope": Envelope,
+        "unrolled": Unrolled,
+        "estimated": Estimated,
+    }
+    if gradient not in strategies:
+        raise ValueError(f"Expected `gradient` out of {sorted(strategies)}, but got {gradient!r}")
+    return strategies[gradient]()
+
+
+@final
+class Expectation(GenerativeClassifier):
+    """Expectation over transformation: log-mean-exp of class scores over fresh draws of a model's noise.
+
+    Averaging logits would be wrong for scores that are log p(x, y); see `likelihood.log_mean_exp`.
+    """
+
+    def __init__(self, model: GenerativeClassifier, *, samples: int) -> None:
+        super().__init__(input_shape=model.input_shape, num_classes=model.num_classes)
+        if samples < 1:
+            raise ValueError(f"Expected `samples` of at least 1, but got {samples}")
+        self.model = model
+        self.samples = samples
+
+    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Give the log-mean-exp of `samples` draws; all draws run as one batch."""
+        draws = self.model.class_scores(x.repeat(self.samples, 1, 1, 1))
+        return log_mean_exp(draws.unflatten(0, (self.samples, -1)))
+
+    def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
+        """Turn class scores into logits as the model does."""
+        return self.model.scores_to_logits(scores)
+
+    def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """Turn class scores into p(y | x) as the model does."""
+        return self.model.probabilities(scores)
+
+    def with_randomness(
+        self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None
+    ) -> Self:
+        """Give a variant with another generator.
+
+        Raises:
+            ValueError: If `mode` is `"fixed"`: every draw would be the same.
+        """
+        if mode == "fixed":
+            raise ValueError("Expected `mode` 'fresh' for an expectation over draws, but got 'fixed'")
+        return type(self)(
+            self.model.with_randomness(mode, seed=seed, generator=generator), samples=self.samples
+        )
+
+    def with_inference(self, **budget: Any) -> Self:
+        """Give a variant whose model searches with another budget."""
+        return type(self)(self.model.with_inference(**budget), samples=self.samples)
+
+    def with_gradient(self, gradient: Any) -> Self:
+        """Give a variant whose model hands out another surrogate gradient."""
+        return type(self)(self.model.with_gradient(gradient), samples=self.samples)
+
+
+def expectation(
+    model: GenerativeClassifier, samples: int, *, generator: torch.Generator | None = None
+) -> Expectation:
+    """Give the expectation of a model over its own randomness, for attackers (EOT, E-ABS section 4.2: 5 draws).
+
+    Args:
+        model: The model; it is put in the fresh mode.
+        samples: Draws per call.
+        generator: Of the noise; one with seed 0 is made when none is given.
+
+    Raises:
+        ValueError: If `samples` is below 1.
+    """
+    return Expectation(model.with_randomness("fresh", generator=generator), samples=samples)
+
+
+def _refined(
+    model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, steps: int
+) -> Posterior:
+    return refine(model.objective, x.detach(), start, noise, budget=model.budget, steps=steps)
+
+
+def _in_chunks(
+    model: LatentModel, x: Tensor, score: Callable[[Tensor, Posterior], Tensor]
+) -> Float[Tensor, "batch classes"]:
+    """Search once for the whole batch, then score chunks whose activations fit the budget's memory."""
+    start = model.search(x.detach())
+    size = model.objective.rows_per_chunk(model.budget.max_bytes, like=x)
+    chunks = [slice(first, first + size) for first in range(0, len(x), size)]
+    return torch.cat([score(x[rows], start.rows(rows)) for rows in chunks])

@@ -1,0 +1,220 @@
+"""Classifiers that search, for every class, the latent that explains the image best."""
+
+import math
+from dataclasses import fields, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..classifier import GenerativeClassifier
+from ..gradients import Envelope, SurrogateGradient, surrogate_gradient
+from ..inference import Codebook, DiscriminatorPrior, InferenceBudget, KLPrior, LatentObjective, Posterior
+from ..likelihood import gaussian_log_normalizer, squared_error
+from ..nets import Architecture, DecoderBank, DiscriminatorBank, EncoderBank
+from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
+
+__all__ = ["LatentClassifier"]
+
+SEARCH_ROWS = 512
+KEPT_CODEBOOKS = 2  # one for the attack, one for re-scoring with other candidates
+
+
+class LatentClassifier(GenerativeClassifier):
+    """Abstract: encoders, a decoder bank and a prior term; a subclass says which.
+
+    Shapes: x (B, C, H, W), latents (B, K, D), scores (B, K).
+
+    Attributes:
+        budget: How hard inference looks.
+        gradient: The surrogate gradient that attackers are given.
+        noise: The source of every random draw at inference.
+        temperature: Divides class scores into logits; calibrated on validation data after training.
+        class_balanced: Whether training batches hold the same number of images of every class, as (B, K, C, H, W).
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        arch: Architecture,
+        *,
+        num_classes: int,
+        adversarial: bool,
+        discriminative: bool,
+        variational: bool,
+        beta: float,
+        gamma: float,
+        temperature: float,
+        probability_floor: float,
+        budget: InferenceBudget,
+    ) -> None:
+        super().__init__(input_shape=arch.input_shape, num_classes=num_classes)
+        networks = 1 if discriminative else num_classes
+        self.encoders = EncoderBank(arch, encoders=networks)
+        self.decoders = DecoderBank(arch, decoders=num_classes)
+        self.prior = (
+            DiscriminatorPrior(DiscriminatorBank(arch, discriminators=networks)) if adversarial else KLPrior()
+        )
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.class_balanced = not discriminative
+        self.beta = beta
+        self.gamma = gamma
+        self.probability_floor = probability_floor
+        self.objective = LatentObjective(
+            decoders=self.decoders,
+            prior=self.prior,
+            beta=beta,
+            num_classes=num_classes,
+            latent_dim=arch.latent_dim,
+            variational=variational,
+        )
+        self.budget = budget
+        self.gradient: SurrogateGradient = Envelope()
+        self.noise: NoiseSource = FixedNoise(0)
+        self._log_constant = gaussian_log_normalizer(math.prod(arch.input_shape)) - math.log(num_classes)
+        self._codebooks: dict[InferenceBudget, tuple[object, Codebook]] = {}
+        self.set_parts_training(False)
+
+    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Estimate the bound on log p(x, y = k) in nats, with the surrogate gradient in `x`.
+
+        Shape: (B, C, H, W) -> (B, K). Classes are equally likely a priori.
+        """
+        x = self.check(x)
+        if not len(x):
+            return x.flatten(1).sum(1, keepdim=True).expand(-1, self.num_classes)
+        with torch.inference_mode(False):
+            images = x.clone() if x.is_inference() else x
+            return self.gradient.scores(self, images) + self._log_constant
+
+    def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
+        """Give -l_k(x) / temperature."""
+        return (scores - self._log_constant) / self.temperature
+
+    def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """Give p(y | x), proportional to exp(-l_k(x) / temperature) + floor (the floor is 0 but for ABS)."""
+        logits = self.scores_to_logits(scores)
+        if self.probability_floor:
+            logits = torch.logaddexp(logits, logits.new_tensor(self.probability_floor).log())
+        return logits.softmax(1)
+
+    @torch.no_grad()
+    def search(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+        """Find the best starting point of every class: random candidates, and the encoder's proposal."""
+        parts = [self._search_rows(rows) for rows in x.split(SEARCH_ROWS)]
+        return Posterior.concatenate(parts)
+
+    def _search_rows(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+        found = self._codebook(x).search(x) if self.budget.candidates else None
+        if found is not None and not self.budget.encoder_proposal:
+            return found[0]
+        proposal = self._proposal(x)
+        if found is None:
+            return proposal
+        start, loss = found
+        size = self.objective.rows_per_chunk(self.budget.max_bytes, like=x)
+        chunks = [slice(first, first + size) for first in range(0, len(x), size)]
+        proposed = [self.objective.at(x[c], proposal.rows(c), self.noise.stream(part=0)) for c in chunks]
+        return proposal.where(torch.cat(proposed) < loss, start)
+
+    def _proposal(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+        images = x[:, None].expand(-1, self.encoders.encoders, -1, -1, -1)
+        mean, log_variance = (part.expand(-1, self.num_classes, -1) for part in self.encoders(images))
+        return Posterior(mean, log_variance if self.objective.variational else None)
+
+    def _codebook(self, x: Tensor) -> Codebook:
+        """Give the codebook of this budget and of the weights as they are now."""
+        key = replace(self.budget, steps=0, learning_rate=1.0, encoder_proposal=True)
+        parts = [*self.decoders.parameters(), *self.decoders.buffers()]
+        if isinstance(self.prior, nn.Module):
+            parts += [*self.prior.parameters(), *self.prior.buffers()]
+        version = (x.dtype, x.device, *((part.data_ptr(), part._version) for part in parts))
+        kept = self._codebooks.pop(key, None)
+        if kept is None or kept[0] != version:
+            kept = (version, Codebook(self.objective, self.budget, like=x))
+        self._codebooks[key] = kept
+        while len(self._codebooks) > KEPT_CODEBOOKS:
+            del self._codebooks[next(iter(self._codebooks))]
+        return kept[1]
+
+    def with_randomness(
+        self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None
+    ) -> Self:
+        """Give a variant that shares the weights and draws its noise in another mode; see the contract."""
+        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
+
+    def with_inference(self, **budget: Any) -> Self:
+        """Give a variant that shares the weights and searches with another budget.
+
+        Args:
+            **budget: Fields of `InferenceBudget`.
+
+        Raises:
+            ValueError: If a field is unknown or its value makes no sense.
+        """
+        known = {field.name for field in fields(InferenceBudget)}
+        if unknown := sorted(budget.keys() - known):
+            raise ValueError(f"Expected fields of InferenceBudget, {sorted(known)}, but got {unknown}")
+        return self._variant(budget=replace(self.budget, **budget))
+
+    def with_gradient(self, gradient: str | SurrogateGradient) -> Self:
+        """Give a variant that shares the weights and hands attackers another surrogate gradient.
+
+        Args:
+            gradient: `"envelope"`, `"unrolled"`, `"estimated"`, or a strategy with its own settings.
+        """
+        return self._variant(gradient=surrogate_gradient(gradient))
+
+    def _variant(self, **attributes: object) -> Self:
+        return super()._variant(_codebooks=self._codebooks, **attributes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_codebooks": {}}
+
+    @property
+    def phases(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates (E-ABS Algorithm 1)."""
+        autoencoder = [*self.encoders.parameters(), *self.decoders.parameters()]
+        if isinstance(self.prior, DiscriminatorPrior):
+            return {"autoencoder": autoencoder, "discriminator": list(self.prior.parameters())}
+        return {"autoencoder": autoencoder}
+
+    def training_loss(self, phase: str, x: Tensor, y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """Give the loss of one phase, from torch's global generator.
+
+        Args:
+            phase: `"autoencoder"` or `"discriminator"`.
+            x: Images (B, C, H, W), or (B, K, C, H, W) when `class_balanced`.
+            y: Labels; unused when `class_balanced`.
+        """
+        images = x if self.class_balanced else x[:, None]
+        if phase == "discriminator":
+            return self._discriminator_loss(images)
+        posterior, z = self._encode_sample(images)
+        penalty = self.beta * self.prior(posterior, z)
+        latents = z.expand(-1, self.num_classes, -1)
+        cost = squared_error(images.float(), self.decoders(latents).float())
+        if self.class_balanced:  # ABS eq. 1: every image is of its decoder's class
+            return (cost + penalty).mean()
+        own = cost.gather(1, y[:, None])  # E-ABS eq. 5
+        return (own + penalty).mean() + self.gamma * nn.functional.cross_entropy(-cost, y)
+
+    def _discriminator_loss(self, images: Float[Tensor, "batch classes channels height width"]) -> Tensor:
+        if not isinstance(self.prior, DiscriminatorPrior):
+            raise ValueError("Expected an adversarial model for the phase 'discriminator'")
+        with torch.no_grad():
+            encoded = self._encode_sample(images)[1]
+            if self.class_balanced:  # E-ABS section 4.4: class-specific discriminators see other classes too
+                shift = int(torch.randint(1, self.num_classes, ()))
+                encoded = torch.cat([encoded, self._encode_sample(images.roll(shift, 1))[1]])
+        softplus, discriminate = nn.functional.softplus, self.prior.discriminators
+        fake, real = discriminate(encoded), discriminate(torch.randn_like(encoded))
+        return self.beta * (softplus(-real).mean() + softplus(fake).mean())
+
+    def _encode_sample(
+        self, images: Float[Tensor, "batch encoders channels height width"]
+    ) -> tuple[Posterior, Float[Tensor, "batch encoders latent"]]:
+        mean, log_variance = (part.float() for part in self.encoders(images))
+        return Posterior(mean, log_variance), mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
