@@ -1,0 +1,1 @@
+"""Suites of attacks on generative classifiers: runner, per-sample results, statistics, figures."""
