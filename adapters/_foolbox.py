@@ -33,6 +33,8 @@ def wrap_for_foolbox(model: Classifier, eot: int = 1, *, seed: int = 0) -> PyTor
         raise ValueError(f"Expected `eot` of at least 1, but got {eot}")
     if eot > 1:
         if not isinstance(model, GenerativeClassifier):
-            raise ValueError(f"Expected `eot` of 1 for {type(model).__name__}, which draws no noise, but got {eot}")
+            raise ValueError(
+                f"Expected `eot` of 1 for {type(model).__name__}, which draws no noise, but got {eot}"
+            )
         model = expectation(model, eot, generator=torch.Generator().manual_seed(seed))
     return PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)

@@ -45,8 +45,8 @@ def check_images(
         dtype: The model's dtype.
 
     Raises:
-        ValueError: If `x` has another shape, an integer dtype, another device, a value that is not finite, or a
-            value outside [0, 1] by more than 1e-6.
+        ValueError: If `x` has another shape, an integer dtype, another device, or a value that is not finite
+            or outside [0, 1] by more than 1e-6.
         TypeError: If `x` is no tensor.
     """
     if not isinstance(x, Tensor):
@@ -79,8 +79,8 @@ def _check_range(x: Tensor) -> None:
 class Classifier(nn.Module, ABC):
     """Abstract: images in [0, 1] -> logits, with checked input and a decision independent of `training`.
 
-    Toolkits switch `train()` and `eval()` at will (ART and torchattacks force `eval`, Foolbox leaves the mode).
-    A classifier's parts therefore stay in evaluation mode unless the training loop asks for
+    Toolkits switch `train()` and `eval()` at will (ART and torchattacks force `eval`, Foolbox leaves the
+    mode). A classifier's parts therefore stay in evaluation mode unless the training loop asks for
     `set_parts_training`.
     """
 
@@ -104,9 +104,7 @@ class Classifier(nn.Module, ABC):
     def check(self, x: Tensor) -> Float[Tensor, "batch channels height width"]:
         """Check images against this model's shape, device and range; cast them to its dtype."""
         parameter = next(self.parameters())
-        return check_images(
-            x, input_shape=self.input_shape, device=parameter.device, dtype=parameter.dtype
-        )
+        return check_images(x, input_shape=self.input_shape, device=parameter.device, dtype=parameter.dtype)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Prediction:
@@ -165,9 +163,7 @@ class GenerativeClassifier(Classifier):
         )
 
     @abstractmethod
-    def with_randomness(
-        self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None
-    ) -> Self:
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
         """Give a variant that shares the weights and draws its noise in another mode.
 
         Args:

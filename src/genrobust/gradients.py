@@ -109,7 +109,13 @@ class Unrolled:
             posterior = _refined(model, x, start, noise, steps=model.budget.steps - unrolled)
             if unrolled:
                 posterior = refine(
-                    model.objective, x, posterior, noise, budget=model.budget, steps=unrolled, differentiable=True
+                    model.objective,
+                    x,
+                    posterior,
+                    noise,
+                    budget=model.budget,
+                    steps=unrolled,
+                    differentiable=True,
                 )
             return -model.objective.at(x, posterior, noise)
 
@@ -121,8 +127,8 @@ class Unrolled:
 class Estimated:
     """The gradient estimated from scores alone, by antithetic finite differences along random directions.
 
-    A masked gradient cannot hide from it. NES (Ilyas et al. 2018) draws Gaussian directions, SPSA (Uesato et al.
-    2018) signs.
+    A masked gradient cannot hide from it. NES (Ilyas et al. 2018) draws Gaussian directions, SPSA (Uesato et
+    al. 2018) signs.
 
     Attributes:
         samples: Pairs of queries per image.
@@ -139,7 +145,8 @@ class Estimated:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.sigma <= 0:
             raise ValueError(
-                f"Expected `samples` of at least 1 and `sigma` above 0, but got {self.samples} and {self.sigma}"
+                "Expected `samples` of at least 1 and `sigma` above 0, "
+                f"but got {self.samples} and {self.sigma}"
             )
         if self.method not in ("nes", "spsa"):
             raise ValueError(f"Expected `method` to be 'nes' or 'spsa', but got {self.method!r}")
@@ -175,6 +182,7 @@ class _LinearSurrogate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scores: Tensor, slopes: Tensor, directions: Tensor) -> Tensor:
+        del x
         ctx.save_for_backward(slopes, directions)
         return scores.clone()
 
@@ -230,9 +238,7 @@ class Expectation(GenerativeClassifier):
         """Turn class scores into p(y | x) as the model does."""
         return self.model.probabilities(scores)
 
-    def with_randomness(
-        self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None
-    ) -> Self:
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
         """Give a variant with another generator.
 
         Raises:
@@ -256,7 +262,7 @@ class Expectation(GenerativeClassifier):
 def expectation(
     model: GenerativeClassifier, samples: int, *, generator: torch.Generator | None = None
 ) -> Expectation:
-    """Give the expectation of a model over its own randomness, for attackers (EOT, E-ABS section 4.2: 5 draws).
+    """Give the expectation of a model over its own randomness (EOT; E-ABS section 4.2 attacks with 5 draws).
 
     Args:
         model: The model; it is put in the fresh mode.
@@ -269,9 +275,7 @@ def expectation(
     return Expectation(model.with_randomness("fresh", generator=generator), samples=samples)
 
 
-def _refined(
-    model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, steps: int
-) -> Posterior:
+def _refined(model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, steps: int) -> Posterior:
     return refine(model.objective, x.detach(), start, noise, budget=model.budget, steps=steps)
 
 

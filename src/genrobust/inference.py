@@ -59,11 +59,12 @@ class InferenceBudget:
     def __post_init__(self) -> None:
         if self.candidates < 0 or self.steps < 0:
             raise ValueError(
-                "Expected `candidates` and `steps` of at least 0, "
-                f"but got {self.candidates} and {self.steps}"
+                f"Expected `candidates` and `steps` of at least 0, but got {self.candidates} and {self.steps}"
             )
         if not self.candidates and not self.encoder_proposal:
-            raise ValueError("Expected `candidates` above 0 where `encoder_proposal` is off: nothing to start from")
+            raise ValueError(
+                "Expected `candidates` above 0 where `encoder_proposal` is off: nothing to start from"
+            )
         if not 0 <= self.drop_least_likely < 1:
             raise ValueError(f"Expected `drop_least_likely` in [0, 1), but got {self.drop_least_likely}")
         if self.learning_rate <= 0 or self.max_bytes <= 0:
@@ -109,7 +110,9 @@ class Posterior:
     @staticmethod
     def concatenate(parts: "list[Posterior]") -> "Posterior":
         """Join posteriors of consecutive images."""
-        return Posterior(*(torch.cat(tensors) for tensors in zip(*(p.parameters for p in parts), strict=True)))
+        return Posterior(
+            *(torch.cat(tensors) for tensors in zip(*(p.parameters for p in parts), strict=True))
+        )
 
 
 class Prior(Protocol):
@@ -229,7 +232,10 @@ def refine(
                 for g, (m, v) in zip(gradients, momenta, strict=True)
             ]
             parameters = tuple(
-                p - budget.learning_rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step) + _TINY).sqrt() + 1e-8)
+                p
+                - budget.learning_rate
+                * (m / (1 - 0.9**step))
+                / ((v / (1 - 0.999**step) + _TINY).sqrt() + 1e-8)
                 for p, (m, v) in zip(leaves, momenta, strict=True)
             )
             parameters = (_within_radius(parameters[0], budget.radius), *parameters[1:])
@@ -247,8 +253,8 @@ def _within_radius(mean: Tensor, radius: float | None) -> Tensor:
 class Codebook:
     """Random candidates and their decoded images: the search becomes a matrix product.
 
-    ||x - g||^2 = ||x||^2 - 2 x.g + ||g||^2 for every decoded candidate g, so one image costs one product with the
-    codebook in place of `candidates` x K decoder passes. The decoded tiles are kept if they fit half of
+    ||x - g||^2 = ||x||^2 - 2 x.g + ||g||^2 for every decoded candidate g, so one image costs one product with
+    the codebook in place of `candidates` x K decoder passes. The decoded tiles are kept if they fit half of
     `max_bytes`, and decoded anew at every search otherwise.
     """
 

@@ -21,7 +21,7 @@ OBSERVATION_VARIANCE = 0.5
 def squared_error(
     x: Float[Tensor, "batch #classes channels height width"],
     reconstruction: Float[Tensor, "batch #classes channels height width"],
-) -> Float[Tensor, "batch _"]:
+) -> Float[Tensor, "batch _classes"]:
     """Give c(x, G(z)) = ||x - G(z)||^2, summed over pixels (E-ABS section 3.1). Shape (B, K)."""
     return (x - reconstruction).square().flatten(2).sum(2)
 
@@ -41,9 +41,9 @@ def kl_to_standard_normal(
     return kl + 0.5 * (log_variance.exp() - 1 - log_variance).sum(-1)
 
 
-def log_mean_exp(scores: Float[Tensor, "draws *rest"]) -> Float[Tensor, "*rest"]:
+def log_mean_exp(scores: Float[Tensor, "draws *rest"]) -> Float[Tensor, " *rest"]:
     """Give log((1/S) sum_s exp(score_s)) over the first axis, stably.
 
-    The Bayes average of S draws of log p(x, y): averaging the logits themselves would bound it from below only.
+    The Bayes average of S draws of log p(x, y): averaging the logits themselves only bounds it from below.
     """
     return torch.logsumexp(scores, 0) - math.log(scores.shape[0])

@@ -49,8 +49,8 @@ class Architecture:
         latent_dim: Size of z.
         encoder: Convolutions, each with batch norm and activation; one linear layer to mean and log-variance
             follows.
-        decoder: Transposed convolutions from a 1 x 1 map, each but the last with batch norm and activation; the
-            last ends in a sigmoid.
+        decoder: Transposed convolutions from a 1 x 1 map, each but the last with batch norm and activation;
+            the last ends in a sigmoid.
         decoder_stem: Width of the linear layer before the decoder's first transposed convolution, if any.
         discriminator: Hidden widths of the fully connected discriminator.
         encoder_activation: Activation of the encoder.

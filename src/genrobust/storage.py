@@ -15,7 +15,7 @@ __all__ = ["write_atomically", "write_json"]
 def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on failure nothing is left.
 
-    The data is on the disk before the name is, so that a kill or a power cut leaves the old file or the new one.
+    The data is on the disk before the name is: a kill or a power cut leaves the old file or the new one.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from lightning.fabric import Fabric
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
@@ -23,7 +30,8 @@ __all__ = ["TrainingConfig", "TrainingResult", "accuracy", "calibrate_temperatur
 
 CHECKPOINT = "checkpoint.pt"
 EVALUATION_BATCH = 256
-# The loop only compares epochs: the encoder's proposal and few candidates order them at a fraction of the cost.
+CALIBRATION_IMAGES = 1000
+# The loop only compares epochs: the encoder's proposal and few candidates do it at a fraction of the cost.
 VALIDATION_BUDGET: dict[str, Any] = {"candidates": 500, "encoder_proposal": True, "steps": 0}
 
 
@@ -36,8 +44,8 @@ class TrainingConfig:
         batch_size: Images per step, over all classes and devices.
         learning_rate: Of Adam.
         halve_every: Epochs after which the learning rate is halved.
-        noise_std: Of the Gaussian noise that is added to the images: 0.2 for MNIST and Fashion-MNIST, 0.01 for
-            the colour sets.
+        noise_std: Of the Gaussian noise that is added to the images: 0.2 for MNIST and Fashion-MNIST, 0.01
+            for the colour sets.
         validation_fraction: Share of the training set that chooses the best epoch.
         seed: Of the split, the initial weights, the order, the noise and dropout.
         precision: Of Lightning Fabric, such as "32-true" or "bf16-mixed".
@@ -60,8 +68,8 @@ class TrainingConfig:
             )
         if self.learning_rate <= 0 or self.noise_std < 0 or not 0 < self.validation_fraction < 1:
             raise ValueError(
-                "Expected `learning_rate` above 0, `noise_std` of at least 0 and `validation_fraction` in (0, 1), "
-                f"but got {self.learning_rate}, {self.noise_std} and {self.validation_fraction}"
+                "Expected `learning_rate` above 0, `noise_std` of at least 0 and `validation_fraction` in "
+                f"(0, 1), but got {self.learning_rate}, {self.noise_std} and {self.validation_fraction}"
             )
 
 
@@ -119,8 +127,8 @@ def fit(
 ) -> TrainingResult:
     """Train a model, keep its best epoch, and calibrate its temperature.
 
-    A checkpoint is written after every epoch: the same call after a kill goes on with the next epoch, and ends at
-    the same weights as an uninterrupted run on the same machine.
+    A checkpoint is written after every epoch: the same call after a kill goes on with the next epoch, and
+    ends at the same weights as an uninterrupted run on the same machine.
 
     Args:
         model: The model, with its initial weights; it is changed in place.
@@ -145,12 +153,18 @@ def fit(
         bar = progress.add_task(type(model).__name__, total=config.epochs, completed=run.state.epoch, note="")
         while run.state.epoch < config.epochs:
             started = time.monotonic()
-            losses = run.train_epoch(training, lambda done, note: progress.update(bar, completed=done, note=note))
+            losses = run.train_epoch(
+                training, lambda done, note: progress.update(bar, completed=done, note=note)
+            )
             run.finish_epoch(losses, accuracy(_validation_variant(model), validation), started)
             progress.update(bar, completed=run.state.epoch, note=_note(run.state.history[-1]))
             if not progress.console.is_terminal:
-                progress.console.print(f"epoch {run.state.epoch}/{config.epochs} {_note(run.state.history[-1])}")
+                progress.console.print(
+                    f"epoch {run.state.epoch}/{config.epochs} {_note(run.state.history[-1])}"
+                )
     run.load_best()
+    if getattr(model, "calibrates_temperature", False):
+        _calibrate(model, validation)
     state = run.state
     return TrainingResult(state.best_epoch, state.best_accuracy, state.seconds, state.history)
 
@@ -194,7 +208,7 @@ class _Run:
                 self.model.set_parts_training(False)
         return {phase: total / len(batches) for phase, total in totals.items()}
 
-    def _step(self, dataset: ImageDataset, indices: Int[Tensor, "rows *classes"]) -> dict[str, float]:
+    def _step(self, dataset: ImageDataset, indices: Int[Tensor, " rows *classes"]) -> dict[str, float]:
         share = indices[self.fabric.global_rank :: self.fabric.world_size]
         images, labels = dataset.batch(share.flatten())
         x, y = images.to(self.fabric.device), labels.to(self.fabric.device)
@@ -208,7 +222,9 @@ class _Run:
             optimizer.step()
             losses[phase] = float(loss.detach())
             if not np.isfinite(losses[phase]):
-                raise ValueError(f"Expected a finite loss, but got {losses[phase]} in phase {phase!r}: lower the rate")
+                raise ValueError(
+                    f"Expected a finite loss, but got {losses[phase]} in phase {phase!r}: lower the rate"
+                )
         return losses
 
     def finish_epoch(self, losses: dict[str, float], validation_accuracy: float, started: float) -> None:
@@ -218,7 +234,9 @@ class _Run:
         state.history.append({**losses, "validation_accuracy": validation_accuracy})
         if validation_accuracy >= state.best_accuracy:
             state.best_accuracy, state.best_epoch = validation_accuracy, state.epoch
-            self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.best = {
+                name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()
+            }
         state.seconds += time.monotonic() - started
         if self.fabric.is_global_zero:
             content = {
@@ -241,8 +259,8 @@ class _Run:
         mine, theirs = asdict(self.config), content["config"]
         if different := sorted(k for k in mine if k != "epochs" and mine[k] != theirs.get(k)):
             raise ValueError(
-                f"Expected a checkpoint of the same training in {self.folder}, but {', '.join(different)} differ: "
-                "choose another folder, or remove it"
+                f"Expected a checkpoint of the same training in {self.folder}, "
+                f"but {', '.join(different)} differ: choose another folder, or remove it"
             )
         self.state = _State(**content["state"])
         self.model.load_state_dict(content["model"])
@@ -267,7 +285,7 @@ def _shuffled_batches(
 def _balanced_batches(
     dataset: ImageDataset, batch_size: int, order: np.random.Generator
 ) -> Iterator[Int[Tensor, "rows classes"]]:
-    """Give batches whose column k holds images of class k; small classes repeat until the largest is through."""
+    """Give batches whose column k holds class k; small classes repeat until the largest is through."""
     members = [np.flatnonzero(dataset.labels.numpy() == k) for k in range(dataset.num_classes)]
     if not all(len(member) for member in members):
         raise ValueError("Expected images of every class, but a class of the training set is empty")
@@ -286,6 +304,16 @@ def _validation_variant(model: Classifier) -> Classifier:
     return model.with_inference(**VALIDATION_BUDGET) if isinstance(model, GenerativeClassifier) else model
 
 
+def _calibrate(model: Any, validation: ImageDataset) -> None:
+    images, labels = validation.subset(slice(CALIBRATION_IMAGES)).batch(slice(None))
+    model.temperature.fill_(1.0)
+    with torch.no_grad():
+        logits = torch.cat(
+            [model(batch) for batch in images.to(model.temperature.device).split(EVALUATION_BATCH)]
+        )
+    model.temperature.fill_(calibrate_temperature(logits.cpu(), labels))
+
+
 @torch.no_grad()
 def accuracy(model: Classifier, dataset: ImageDataset) -> float:
     """Give the share of images that the model labels correctly."""
@@ -300,7 +328,7 @@ def accuracy(model: Classifier, dataset: ImageDataset) -> float:
 def calibrate_temperature(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
     """Give the factor that logits are divided by for the least cross-entropy (Guo et al. 2017).
 
-    Class scores in nats are far apart; their softmax saturates, and with it an attacker's cross-entropy gradient.
+    Class scores in nats are far apart: their softmax saturates, and with it an attacker's gradient.
     """
     logits = logits.double()
 

@@ -9,6 +9,10 @@ from .latent import LatentClassifier
 
 __all__ = ["ABS", "ABSConfig"]
 
+PUBLISHED_BUDGET = InferenceBudget(
+    drop_least_likely=0.1, encoder_proposal=False, steps=50, learning_rate=0.05, radius=5.0
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ABSConfig:
@@ -29,14 +33,12 @@ class ABSConfig:
     beta: float = 1.0
     alpha: float = 440.0
     eta: float = 3.9e-5
-    inference: InferenceBudget = InferenceBudget(
-        drop_least_likely=0.1, encoder_proposal=False, steps=50, learning_rate=0.05, radius=5.0
-    )
+    inference: InferenceBudget = PUBLISHED_BUDGET
 
 
 @final
 class ABS(LatentClassifier):
-    """Decides by max_z -||x - G_k(z)||^2 - beta KL[N(z, I) || N(0, I)] over the class-specific VAEs (ABS eq. 2).
+    """Decides by min_z ||x - G_k(z)||^2 + beta KL[N(z, I) || N(0, I)] over the VAE of each class (ABS eq. 2).
 
     Example:
         >>> import torch

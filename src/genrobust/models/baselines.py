@@ -34,14 +34,17 @@ class Adversary:
             raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {self.norm!r}")
         if self.epsilon <= 0 or self.steps < 1:
             raise ValueError(
-                f"Expected `epsilon` above 0 and `steps` of at least 1, but got {self.epsilon} and {self.steps}"
+                "Expected `epsilon` above 0 and `steps` of at least 1, "
+                f"but got {self.epsilon} and {self.steps}"
             )
 
     def attack(
         self, model: nn.Module, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Give images in [0, 1] within epsilon of `x` that raise the model's cross-entropy."""
-        perturbed = self._project(x + self.epsilon * self._unit(torch.randn_like(x)) * torch.rand_like(x[:, :1, :1, :1]), x)
+        perturbed = self._project(
+            x + self.epsilon * self._unit(torch.randn_like(x)) * torch.rand_like(x[:, :1, :1, :1]), x
+        )
         for _ in range(self.steps):
             with torch.enable_grad():
                 leaf = perturbed.detach().requires_grad_()

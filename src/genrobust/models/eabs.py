@@ -9,6 +9,8 @@ from .latent import LatentClassifier
 
 __all__ = ["EABS", "EABSConfig"]
 
+PUBLISHED_BUDGET = InferenceBudget(steps=50, learning_rate=0.1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EABSConfig:
@@ -22,8 +24,8 @@ class EABSConfig:
         variational: V: inference optimises the variance of q(z) beside its mean.
         beta: Weight of the prior term.
         gamma: Weight of the discriminative loss.
-        inference: 8000 random distributions and the encoder's output; the paper gives neither the number of steps
-            nor their size: 50 as in ABS, and a size that reaches the optimum within them.
+        inference: 8000 random distributions and the encoder's output. The paper gives neither the number of
+            steps nor their size: 50 as in ABS, and a size that comes near the optimum within them.
     """
 
     num_classes: int = 10
@@ -33,7 +35,7 @@ class EABSConfig:
     variational: bool = True
     beta: float = 1.0
     gamma: float = 10.0
-    inference: InferenceBudget = InferenceBudget(steps=50, learning_rate=0.1)
+    inference: InferenceBudget = PUBLISHED_BUDGET
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class EABS(LatentClassifier):
             variational=config.variational,
             beta=config.beta,
             gamma=config.gamma,
-            temperature=1.0,
+            temperature=None,
             probability_floor=0.0,
             budget=config.inference,
         )

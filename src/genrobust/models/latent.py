@@ -30,8 +30,9 @@ class LatentClassifier(GenerativeClassifier):
         budget: How hard inference looks.
         gradient: The surrogate gradient that attackers are given.
         noise: The source of every random draw at inference.
-        temperature: Divides class scores into logits; calibrated on validation data after training.
-        class_balanced: Whether training batches hold the same number of images of every class, as (B, K, C, H, W).
+        temperature: Divides class scores into logits.
+        calibrates_temperature: Whether training sets it, on validation data; otherwise it is the paper's.
+        class_balanced: Whether training batches are (B, K, C, H, W): as many images of every class.
     """
 
     temperature: Tensor
@@ -46,7 +47,7 @@ class LatentClassifier(GenerativeClassifier):
         variational: bool,
         beta: float,
         gamma: float,
-        temperature: float,
+        temperature: float | None,
         probability_floor: float,
         budget: InferenceBudget,
     ) -> None:
@@ -57,7 +58,8 @@ class LatentClassifier(GenerativeClassifier):
         self.prior = (
             DiscriminatorPrior(DiscriminatorBank(arch, discriminators=networks)) if adversarial else KLPrior()
         )
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.register_buffer("temperature", torch.tensor(1.0 if temperature is None else temperature))
+        self.calibrates_temperature = temperature is None
         self.class_balanced = not discriminative
         self.beta = beta
         self.gamma = gamma
@@ -139,9 +141,7 @@ class LatentClassifier(GenerativeClassifier):
             del self._codebooks[next(iter(self._codebooks))]
         return kept[1]
 
-    def with_randomness(
-        self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None
-    ) -> Self:
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
         """Give a variant that shares the weights and draws its noise in another mode; see the contract."""
         return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
 

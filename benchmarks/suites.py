@@ -1,0 +1,245 @@
+"""Suites as data: which attacks run against which models, at which epsilons, and how hard."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+__all__ = [
+    "CLEAN",
+    "Attack",
+    "Kind",
+    "Norm",
+    "Suite",
+    "SuiteModel",
+    "ThreatModel",
+    "check_choice",
+    "suite_from_dict",
+]
+
+Norm: TypeAlias = Literal["linf", "l2"]
+Kind: TypeAlias = Literal["fixed epsilon", "minimal norm"]
+Parameter: TypeAlias = bool | int | float | str
+
+CLEAN = "clean"  # the pseudo-attack whose cells hold the decisions on unperturbed images
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatModel:
+    """How far an attacker may move an image.
+
+    Attributes:
+        norm: Of the perturbation.
+        epsilon: The bound of the table.
+        curve_epsilons: The bounds of the accuracy-distortion curve, for attacks with `every_epsilon`.
+    """
+
+    norm: Norm
+    epsilon: float
+    curve_epsilons: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("norm", self.norm, get_args(Norm))
+        if (smallest := min(self.epsilons)) <= 0:
+            raise ValueError(f"Expected `epsilon` and `curve_epsilons` above 0, but got {smallest}")
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Every bound of the curve and the bound of the table, in increasing order."""
+        return tuple(sorted({self.epsilon, *self.curve_epsilons}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One attack of a toolkit.
+
+    Attributes:
+        key: Names the attack in files and tables of numbers.
+        title: Names it for readers.
+        norm: Of the perturbation; the suite's threat model of this norm gives the epsilons.
+        kind: `"fixed epsilon"` (searches within a ball) or `"minimal norm"` (looks for the nearest example).
+        name: Class in `foolbox.attacks`.
+        parameters: Keyword arguments of that class.
+        toolkit: Which toolkit the class belongs to.
+        restarts: How often the attack runs; the best example is kept.
+        eot: Draws of the noise per query, on models that decide at random.
+        every_epsilon: Run at every epsilon of the curve, not only at the table's (fixed-epsilon attacks).
+        start_from_images: Start from test images that the model labels otherwise (E-ABS section 4.2), for attacks
+            that take `starting_points`; the toolkit's own starting points fail on robust models.
+    """
+
+    key: str
+    title: str
+    norm: Norm
+    kind: Kind
+    name: str
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    toolkit: Literal["foolbox"] = "foolbox"
+    restarts: int = 1
+    eot: int = 1
+    every_epsilon: bool = False
+    start_from_images: bool = False
+
+    def __post_init__(self) -> None:
+        _check_key("key", self.key)
+        check_choice("norm", self.norm, get_args(Norm))
+        check_choice("kind", self.kind, get_args(Kind))
+        check_choice("toolkit", self.toolkit, ("foolbox",))
+        if self.key == CLEAN:
+            raise ValueError(f"Expected another `key` than {CLEAN!r}, which names the unperturbed images")
+        if self.restarts < 1 or self.eot < 1:
+            raise ValueError(
+                f"Expected `restarts` and `eot` of at least 1, but got {self.restarts} and {self.eot}"
+            )
+        if self.every_epsilon and self.kind == "minimal norm":
+            raise ValueError(f"Expected no `every_epsilon` for {self.key!r}: a minimal norm gives the whole curve")
+        if self.start_from_images and self.eot > 1:
+            raise ValueError(
+                f"Expected `eot` of 1 for {self.key!r}, whose starting points need a decision that repeats, "
+                f"but got {self.eot}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteModel:
+    """A model of a suite.
+
+    Attributes:
+        name: Its name in the zoo.
+        title: Its name for readers.
+        randomized: Whether it decides at random: the attacks' EOT draws apply to these models only.
+    """
+
+    name: str
+    title: str
+    randomized: bool = False
+
+    def __post_init__(self) -> None:
+        _check_key("name", self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A benchmark as data.
+
+    Attributes:
+        name: Of the suite.
+        dataset: Name of the dataset whose test images are attacked.
+        models: The models, in the order of the table's columns.
+        threat_models: One per norm.
+        attacks: In the order of the table's rows.
+        samples: Test images, unless a run says otherwise.
+        batch_size: Images per cell: what a kill can cost, and what a query evaluates at once.
+        attack_inference: Budget at attack time, as arguments of `with_inference`. Verdicts use the model's own.
+        overshoots: Factors by which the perturbation of a minimal-norm attack is lengthened until the example
+            survives re-scoring. Such examples lie on the decision boundary of the attacked variant, so that without
+            it a model that decides at random, or with another budget, looks more robust than it is.
+        starting_images: Test images from which `start_from_images` chooses.
+        baseline: Model that the others are compared with in the printed table.
+    """
+
+    name: str
+    dataset: str
+    models: tuple[SuiteModel, ...]
+    threat_models: tuple[ThreatModel, ...]
+    attacks: tuple[Attack, ...]
+    samples: int = 100
+    batch_size: int = 50
+    attack_inference: Mapping[str, Parameter] = field(default_factory=dict)
+    overshoots: tuple[float, ...] = (1.0,)
+    starting_images: int = 100
+    baseline: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_key("name", self.name)
+        if min(self.samples, self.batch_size, self.starting_images) < 1:
+            raise ValueError(
+                "Expected `samples`, `batch_size` and `starting_images` of at least 1, "
+                f"but got {self.samples}, {self.batch_size} and {self.starting_images}"
+            )
+        if not self.overshoots or min(self.overshoots) < 1 or list(self.overshoots) != sorted(self.overshoots):
+            raise ValueError(f"Expected increasing `overshoots` of at least 1, but got {self.overshoots}")
+        _check_unique("attack", [attack.key for attack in self.attacks])
+        _check_unique("model", [model.name for model in self.models])
+        _check_unique("threat model", self.norms)
+        for attack in self.attacks:
+            self.threat_model(attack.norm)
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms, in the order of the threat models."""
+        return tuple(threat.norm for threat in self.threat_models)
+
+    def threat_model(self, norm: Norm) -> ThreatModel:
+        """Give the threat model of a norm.
+
+        Raises:
+            ValueError: If the suite has none.
+        """
+        for threat in self.threat_models:
+            if threat.norm == norm:
+                return threat
+        raise ValueError(f"Expected a threat model for every norm of the attacks, but {norm!r} has none")
+
+    def attack(self, key: str) -> Attack:
+        """Give the attack of a key.
+
+        Raises:
+            ValueError: If the suite has none.
+        """
+        check_choice("key", key, [attack.key for attack in self.attacks])
+        return next(attack for attack in self.attacks if attack.key == key)
+
+    def model(self, name: str) -> SuiteModel:
+        """Give the entry of a model; one that the suite does not know gets an entry of its own."""
+        own = SuiteModel(name=name, title=name)
+        return next((model for model in self.models if model.name == name), own)
+
+    def epsilons(self, attack: Attack) -> tuple[float | None, ...]:
+        """Give the epsilons that an attack runs at; a minimal-norm attack runs once, at None."""
+        if attack.kind == "minimal norm":
+            return (None,)
+        threat = self.threat_model(attack.norm)
+        return threat.epsilons if attack.every_epsilon else (threat.epsilon,)
+
+
+def suite_from_dict(content: Mapping[str, Any]) -> Suite:
+    """Make a suite from what `dataclasses.asdict` gave, after any round trip through JSON."""
+    known: dict[str, Any] = dict(content)
+    known["models"] = tuple(SuiteModel(**entry) for entry in content["models"])
+    known["attacks"] = tuple(Attack(**entry) for entry in content["attacks"])
+    known["threat_models"] = tuple(
+        ThreatModel(**{**entry, "curve_epsilons": tuple(entry["curve_epsilons"])})
+        for entry in content["threat_models"]
+    )
+    known["overshoots"] = tuple(content["overshoots"])
+    return Suite(**known)
+
+
+def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    """Check a name against the known ones.
+
+    Raises:
+        ValueError: If it is none of them; the nearest is named.
+    """
+    if value in choices:
+        return
+    nearest = difflib.get_close_matches(value, choices, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    known = ", ".join(map(repr, choices))
+    raise ValueError(f"Expected `{what}` to be one of {known}, but got {value!r}{hint}")
+
+
+def _check_key(what: str, value: str) -> None:
+    if not _KEY.fullmatch(value):
+        raise ValueError(
+            f"Expected `{what}` of letters, digits and . _ + - (it becomes a file's name), but got {value!r}"
+        )
+
+
+def _check_unique(what: str, names: Sequence[str]) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Expected every {what} once, but got {', '.join(map(repr, repeated))} more than once")

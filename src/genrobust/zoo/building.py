@@ -1,0 +1,119 @@
+"""From a recipe to weights and card: what `genrobust train` runs."""
+
+import hashlib
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from ..classifier import Classifier
+from ..data import ImageDataset, load_dataset
+from ..models.latent import LatentClassifier
+from ..randomness import isolated_rng
+from ..storage import write_json
+from ..training import TrainingConfig, TrainingResult, accuracy, fit
+from . import list_models, load_model
+from .recipes import build_model, recipe
+from .serialization import read_model, save_model
+
+__all__ = ["train_recipe"]
+
+WEIGHTS, CARD = "model.safetensors", "card.json"
+
+
+def train_recipe(
+    name: str,
+    dataset: str,
+    *,
+    folder: Path,
+    root: Path | None = None,
+    initial: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    accelerator: str = "auto",
+    devices: int = 1,
+    test_images: int = 0,
+    show_progress: bool = True,
+) -> dict[str, Any] | None:
+    """Train a model by its recipe, and write its weights and card into `folder`.
+
+    Args:
+        name: The model, such as "eabs".
+        dataset: The data set, such as "mnist".
+        folder: Of checkpoint, weights and card; the same call resumes.
+        root: Folder of `<dataset>.npz`.
+        initial: Weights to start from, in place of the recipe's.
+        overrides: Fields of `TrainingConfig` in place of the recipe's.
+        accelerator: Of Lightning Fabric.
+        devices: Processes; above 1 the batch is shared out (distributed data parallel).
+        test_images: Test images that measure the card's accuracy; 0 takes all.
+        show_progress: Show a progress bar.
+
+    Returns:
+        The card, or None in all processes but the first.
+
+    Raises:
+        ValueError: If the model, data set or an override is unknown, or the initial weights do not fit.
+    """
+    plan = recipe(name, dataset)
+    config = TrainingConfig(**{**plan.training, **(overrides or {})})
+    with isolated_rng(config.seed):
+        model = build_model(name, dataset)
+    _load_initial(model, plan.initial, dataset, initial)
+    strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
+    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=config.precision)
+    training = load_dataset(dataset, "train", root=root)
+    result = fit(model, training, config=config, folder=folder, fabric=fabric, show_progress=show_progress)
+    if not fabric.is_global_zero:
+        return None
+    save_model(model, folder / WEIGHTS)
+    test = load_dataset(dataset, "test", root=root)
+    card = _card(name, model, config, result, test.subset(slice(test_images or None)))
+    card["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    card["initial"] = plan.initial
+    write_json(folder / CARD, card)
+    return {**card, "folder": str(folder)}
+
+
+def _load_initial(model: Classifier, name: str | None, dataset: str, path: Path | None) -> None:
+    if path is not None:
+        source = read_model(path)
+    elif name is None:
+        return
+    elif (name, dataset) in list_models():
+        source = load_model(name, dataset=dataset)
+    else:
+        raise ValueError(
+            f"Expected `initial`: this recipe starts from a {name} for {dataset}, and none is shipped; "
+            f"train one with `genrobust train {name} --dataset {dataset}`"
+        )
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"Expected initial weights of the same architecture: {error}") from error
+
+
+def _card(
+    name: str, model: Classifier, config: TrainingConfig, result: TrainingResult, test: ImageDataset
+) -> dict[str, Any]:
+    latent = isinstance(model, LatentClassifier)
+    return {
+        "model": name,
+        "dataset": test.name,
+        "recipe": f"genrobust train {name} --dataset {test.name} --seed {config.seed}",
+        "training": dict(vars(config)),
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "best_epoch": result.best_epoch,
+        "hours": round(result.seconds / 3600, 4),
+        "parameters": sum(math.prod(parameter.shape) for parameter in model.parameters()),
+        "validation_accuracy": result.validation_accuracy,
+        "clean_accuracy": {"value": accuracy(model, test), "images": len(test)},
+        "inference": dict(vars(model.budget)) if latent else None,
+        "temperature": float(model.temperature) if latent else None,
+        "versions": {"genrobust": version("genrobust"), "torch": torch.__version__},
+        "license": "Apache-2.0",
+    }
