@@ -1,1 +1,1 @@
-"""Speed of inference, measured."""
+"""Speed and memory of latent inference, measured: `python -m genrobust.benchmarks.speed`."""

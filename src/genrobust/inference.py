@@ -245,7 +245,7 @@ def refine(
 def _within_radius(mean: Tensor, radius: float | None) -> Tensor:
     if radius is None:
         return mean
-    norm = mean.norm(dim=-1, keepdim=True)
+    norm: Tensor = mean.norm(dim=-1, keepdim=True)
     return mean * (radius / norm.clamp_min(radius))
 
 

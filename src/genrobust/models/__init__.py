@@ -1,5 +1,8 @@
 """Published systems, by name."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ..classifier import Classifier
 from .abs import ABS, ABSConfig
 from .baselines import CNN, CNNConfig
@@ -9,7 +12,7 @@ __all__ = ["MODELS", "ModelConfig"]
 
 ModelConfig = ABSConfig | CNNConfig | EABSConfig
 
-MODELS: dict[str, tuple[type[Classifier], type[ModelConfig]]] = {
+MODELS: dict[str, tuple[Callable[[Any], Classifier], type[ModelConfig]]] = {
     "ABS": (ABS, ABSConfig),
     "CNN": (CNN, CNNConfig),
     "EABS": (EABS, EABSConfig),

@@ -57,7 +57,8 @@ class Adversary:
     def _unit(self, direction: Tensor) -> Tensor:
         if self.norm == "linf":
             return direction.sign()
-        return direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+        norm: Tensor = direction.flatten(1).norm(dim=1)[:, None, None, None]
+        return direction / norm.clamp_min(1e-12)
 
     def _project(self, perturbed: Tensor, x: Tensor) -> Tensor:
         delta = perturbed - x

@@ -197,9 +197,10 @@ class LatentClassifier(GenerativeClassifier):
         latents = z.expand(-1, self.num_classes, -1)
         cost = squared_error(images.float(), self.decoders(latents).float())
         if self.class_balanced:  # ABS eq. 1: every image is of its decoder's class
-            return (cost + penalty).mean()
-        own = cost.gather(1, y[:, None])  # E-ABS eq. 5
-        return (own + penalty).mean() + self.gamma * nn.functional.cross_entropy(-cost, y)
+            balanced: Tensor = (cost + penalty).mean()
+            return balanced
+        own: Tensor = (cost.gather(1, y[:, None]) + penalty).mean()  # E-ABS eq. 5
+        return own + self.gamma * nn.functional.cross_entropy(-cost, y)
 
     def _discriminator_loss(self, images: Float[Tensor, "batch classes channels height width"]) -> Tensor:
         if not isinstance(self.prior, DiscriminatorPrior):

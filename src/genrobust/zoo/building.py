@@ -99,7 +99,7 @@ def _load_initial(model: Classifier, name: str | None, dataset: str, path: Path 
 def _card(
     name: str, model: Classifier, config: TrainingConfig, result: TrainingResult, test: ImageDataset
 ) -> dict[str, Any]:
-    latent = isinstance(model, LatentClassifier)
+    latent = model if isinstance(model, LatentClassifier) else None
     return {
         "model": name,
         "dataset": test.name,
@@ -112,8 +112,8 @@ def _card(
         "parameters": sum(math.prod(parameter.shape) for parameter in model.parameters()),
         "validation_accuracy": result.validation_accuracy,
         "clean_accuracy": {"value": accuracy(model, test), "images": len(test)},
-        "inference": dict(vars(model.budget)) if latent else None,
-        "temperature": float(model.temperature) if latent else None,
+        "inference": dict(vars(latent.budget)) if latent else None,
+        "temperature": float(latent.temperature) if latent else None,
         "versions": {"genrobust": version("genrobust"), "torch": torch.__version__},
         "license": "Apache-2.0",
     }

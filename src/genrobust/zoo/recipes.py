@@ -78,8 +78,8 @@ def build_model(model: str, dataset: str) -> Classifier:
     if model in ("adv-linf", "adv-l2"):
         adversary = _adversary(model, grey=info.input_shape[0] == 1)
         return CNN(CNNConfig(num_classes=info.num_classes, architecture=arch, adversary=adversary))
-    switches = _VARIANTS.get(model, {})
-    return EABS(EABSConfig(num_classes=info.num_classes, architecture=arch, **switches))
+    config = EABSConfig(num_classes=info.num_classes, architecture=arch)
+    return EABS(replace(config, **_VARIANTS.get(model, {})))
 
 
 def _architecture(dataset: str) -> Architecture:

@@ -56,7 +56,7 @@ def read_model(path: str | os.PathLike[str]) -> Classifier:
             f"Expected a model out of {sorted(MODELS)} in {path}, but got {metadata.get('model')!r}"
         )
     model_class, config_class = MODELS[metadata["model"]]
-    model = model_class(config_from_dict(config_class, json.loads(metadata["config"])))  # type: ignore[call-arg]
+    model = model_class(config_from_dict(config_class, json.loads(metadata["config"])))
     model.load_state_dict(weights)
     return model
 

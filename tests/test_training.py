@@ -1,0 +1,262 @@
+"""The loop: resuming, choosing the best epoch, calibration, and what it leaves alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.fabric import Fabric
+
+from genrobust import CNN, EABS, CNNConfig, EABSConfig, load_dataset
+from genrobust.data import ImageDataset
+from genrobust.nets import Architecture, Conv
+from genrobust.randomness import isolated_rng
+from genrobust.training import TrainingConfig, _balanced_batches, accuracy, calibrate_temperature, fit
+
+# Lightning's own: it asks numpy for reprs and warns about the few loader workers that this loop does not use.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*")
+
+ARCH = Architecture(
+    input_shape=(1, 28, 28),
+    latent_dim=3,
+    encoder=(Conv(4, 5, 4), Conv(8, 3, 2)),
+    decoder=(Conv(4, 7), Conv(2, 4, 2, 1), Conv(1, 4, 2, 1)),
+    discriminator=(8,),
+)
+CONFIG = TrainingConfig(epochs=3, batch_size=64, seed=3)
+
+
+def small_cnn() -> CNN:
+    with isolated_rng(0):
+        return CNN(CNNConfig(architecture=ARCH))
+
+
+def cpu() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageDataset:
+    return load_dataset("digits", "train").subset(slice(400))
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_learns(digits: ImageDataset, tmp_path: Path) -> None:
+    model = small_cnn()
+    result = fit(
+        model, digits, config=replace(CONFIG, epochs=12, learning_rate=1e-2), folder=tmp_path, fabric=cpu()
+    )
+    losses = [epoch["classifier"] for epoch in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+    assert accuracy(model, load_dataset("digits", "test")) > 0.7
+
+
+def test_same_seed_same_weights_and_other_seed_other_weights(digits: ImageDataset, tmp_path: Path) -> None:
+    runs = []
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        model = small_cnn()
+        fit(model, digits, config=replace(CONFIG, seed=seed), folder=tmp_path / folder, fabric=cpu())
+        runs.append(weights(model))
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["head.weight"], runs[2]["head.weight"])
+
+
+@pytest.mark.parametrize("name", ["cnn", "eabs", "base-abs"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    name: str, digits: ImageDataset, tmp_path: Path
+) -> None:
+    def build() -> CNN | EABS:
+        with isolated_rng(1):
+            if name == "cnn":
+                return CNN(CNNConfig(architecture=ARCH))
+            on = name == "eabs"
+            return EABS(
+                EABSConfig(architecture=ARCH, adversarial=on, discriminative=on, variational=on)
+            ).with_inference(candidates=20, steps=1)
+
+    whole = build()
+    fit(whole, digits, config=CONFIG, folder=tmp_path / "whole", fabric=cpu())
+    fit(build(), digits, config=replace(CONFIG, epochs=1), folder=tmp_path / "parts", fabric=cpu())
+    resumed = build()
+    result = fit(resumed, digits, config=CONFIG, folder=tmp_path / "parts", fabric=cpu())
+    assert len(result.history) == 3
+    assert_same(weights(whole), weights(resumed))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from lightning.fabric import Fabric
+from genrobust import CNN, load_dataset
+from genrobust.randomness import isolated_rng
+from genrobust.training import TrainingConfig, fit
+with isolated_rng(0):
+    model = CNN()
+config = TrainingConfig(epochs=int(sys.argv[2]), batch_size=128)
+digits = load_dataset("digits", "train").subset(slice(400))
+fabric = Fabric(accelerator="cpu", devices=1)
+result = fit(model, digits, config=config, folder=Path(sys.argv[1]), fabric=fabric)
+print(len(result.history), [round(epoch["classifier"], 12) for epoch in result.history])
+"""
+
+
+def test_kill_9_loses_no_finished_epoch(tmp_path: Path) -> None:
+    folder, checkpoint = tmp_path / "killed", tmp_path / "killed" / "checkpoint.pt"
+    victim = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), "1000"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and victim.poll() is None and time.monotonic() < deadline:
+        os.sched_yield()
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    finished = torch.load(checkpoint, weights_only=True)["state"]
+    epochs = finished["epoch"] + 1
+
+    model = CNN()
+    config = TrainingConfig(epochs=epochs, batch_size=128)
+    digits = load_dataset("digits", "train").subset(slice(400))
+    result = fit(model, digits, config=config, folder=folder, fabric=cpu())
+    assert result.history[:-1] == finished["history"]
+    assert len(result.history) == epochs
+    assert result.seconds > finished["seconds"]
+
+
+def test_checkpoint_of_another_training_is_refused(digits: ImageDataset, tmp_path: Path) -> None:
+    fit(small_cnn(), digits, config=replace(CONFIG, epochs=1), folder=tmp_path, fabric=cpu())
+    with pytest.raises(ValueError, match="noise_std differ: choose another folder"):
+        fit(small_cnn(), digits, config=replace(CONFIG, noise_std=0.1), folder=tmp_path, fabric=cpu())
+
+
+def test_finished_training_is_not_repeated(digits: ImageDataset, tmp_path: Path) -> None:
+    first = small_cnn()
+    done = fit(first, digits, config=CONFIG, folder=tmp_path, fabric=cpu())
+    written = (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+    second = small_cnn()
+    again = fit(second, digits, config=CONFIG, folder=tmp_path, fabric=cpu())
+    assert again == done
+    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns == written
+    assert_same(weights(first), weights(second))
+
+
+def test_best_epoch_is_kept(digits: ImageDataset, tmp_path: Path) -> None:
+    model = small_cnn()
+    result = fit(model, digits, config=replace(CONFIG, epochs=6), folder=tmp_path, fabric=cpu())
+    accuracies = [epoch["validation_accuracy"] for epoch in result.history]
+    assert result.validation_accuracy == max(accuracies)
+    assert accuracies[result.best_epoch - 1] == max(accuracies)
+    generator = torch.Generator().manual_seed(CONFIG.seed)
+    validation = digits.split_validation(CONFIG.validation_fraction, generator=generator)[1]
+    assert accuracy(model, validation) == max(accuracies)
+
+
+def test_global_generators_are_left_alone(digits: ImageDataset, tmp_path: Path) -> None:
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    fit(small_cnn(), digits, config=replace(CONFIG, epochs=1), folder=tmp_path, fabric=cpu())
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_parts_are_in_evaluation_mode_after_training(digits: ImageDataset, tmp_path: Path) -> None:
+    model = small_cnn()
+    fit(model, digits, config=replace(CONFIG, epochs=1), folder=tmp_path, fabric=cpu())
+    assert not any(part.training for part in model.features.modules())
+
+
+def test_learning_rate_halves(digits: ImageDataset, tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=3, halve_every=1)
+    fit(small_cnn(), digits, config=config, folder=tmp_path, fabric=cpu())
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizers"]["classifier"]
+    assert state["param_groups"][0]["lr"] == pytest.approx(config.learning_rate / 4)
+
+
+def test_diverging_training_stops_with_an_error(digits: ImageDataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="finite loss"):
+        fit(small_cnn(), digits, config=replace(CONFIG, learning_rate=1e30), folder=tmp_path, fabric=cpu())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("halve_every", 0),
+        ("learning_rate", 0.0),
+        ("validation_fraction", 1.0),
+    ],
+)
+def test_bad_config(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"Expected .*`{field}`"):
+        TrainingConfig(**{field: value})
+
+
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=60), st.integers(2, 40), st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_balanced_batches(labels: list[int], batch_size: int, seed: int) -> None:
+    labels = [0, 1, 2, 3, *labels]
+    dataset = ImageDataset(
+        "toy",
+        "train",
+        torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8),
+        torch.tensor(labels),
+        ("a", "b", "c", "d"),
+    )
+    batches = list(_balanced_batches(dataset, batch_size, np.random.default_rng(seed)))
+    for batch in batches:
+        assert torch.equal(dataset.labels[batch], torch.arange(4).expand(len(batch), 4))
+        assert 2 <= len(batch) <= max(2, batch_size // 4)
+    longest = max(labels.count(k) for k in range(4))
+    left_out = longest - sum(map(len, batches))
+    assert left_out in (0, 1)  # a last batch of one has no statistics
+    largest = max(range(4), key=labels.count)
+    seen = [int(i) for batch in batches for i in batch[:, largest]]
+    assert len(seen) == len(set(seen))
+
+
+def test_an_empty_class_is_refused() -> None:
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    dataset = ImageDataset("toy", "train", images, torch.tensor([0, 0, 2, 2]), ("a", "b", "c"))
+    with pytest.raises(ValueError, match="a class of the training set is empty"):
+        next(_balanced_batches(dataset, 4, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 8.0])
+def test_temperature_of_scaled_true_logits_is_the_scale(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20000, 5, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+    assert calibrate_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
+
+
+def test_training_sets_the_temperature_of_eabs(digits: ImageDataset, tmp_path: Path) -> None:
+    model = EABS(EABSConfig(architecture=ARCH)).with_inference(candidates=20, steps=1)
+    fit(model, digits, config=replace(CONFIG, epochs=1), folder=tmp_path, fabric=cpu())
+    generator = torch.Generator().manual_seed(CONFIG.seed)
+    validation = digits.split_validation(CONFIG.validation_fraction, generator=generator)[1]
+    images, labels = validation.batch(slice(None))
+    with torch.no_grad():
+        logits = model(images)
+    losses = [float(torch.nn.functional.cross_entropy(logits * scale, labels)) for scale in (0.8, 1.0, 1.25)]
+    assert losses[1] == min(losses)
+
+
+def test_a_model_without_loss_is_refused(digits: ImageDataset, tmp_path: Path) -> None:
+    class Lookup(torch.nn.Module):
+        pass
+
+    with pytest.raises(TypeError, match="training_loss"):
+        fit(Lookup(), digits, config=CONFIG, folder=tmp_path, fabric=cpu())
