@@ -96,6 +96,26 @@ def quick(
     models: Annotated[str, typer.Option(help="Shipped models, separated by commas.")] = "cnn,abs,eabs",
 ) -> None:
     """Attack a CNN, ABS and E-ABS on embedded digits: table, per-sample results and curves in minutes."""
+    from .benchmarks.report import render_table, save_figure
+    from .benchmarks.runner import run_suite
+    from .benchmarks.shipped import find_suite
+    from .data import load_dataset
+    from .zoo import load_model
+
+    suite = find_suite("quick")
+    names = [name.strip() for name in models.split(",")]
+    folder = out or Path("runs") / f"quick-{samples}-samples-seed-{seed}"
+    results = run_suite(
+        suite,
+        models={name: load_model(name, dataset=suite.dataset) for name in names},
+        dataset=load_dataset(suite.dataset, "test"),
+        samples=samples,
+        seed=seed,
+        out=folder,
+    )
+    console.print(render_table(results))
+    save_figure(results, folder / "curves.png")
+    console.print(f"per-sample results, table and curves are in {folder}")
 
 
 def _keep_freed_memory() -> None:

@@ -1,0 +1,124 @@
+"""A run is a folder: a manifest that says what was run, and the cells."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+
+from ..storage import write_json
+from .cells import plan, read_cell
+from .suites import Suite, suite_from_dict
+
+__all__ = ["MANIFEST", "Results", "begin_run", "load_results"]
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A finished run.
+
+    Attributes:
+        folder: Where it lies.
+        suite: What was run.
+        models: Names of the models, in the order of the columns.
+        manifest: Settings, versions and fingerprints.
+        rows: Per-sample rows of all cells; see `cells.SCHEMA`.
+    """
+
+    folder: Path
+    suite: Suite
+    models: tuple[str, ...]
+    manifest: Mapping[str, Any]
+    rows: pa.Table
+
+    @property
+    def samples(self) -> Int[np.ndarray, " samples"]:
+        """Indices of the attacked images in the test split, in the order of the run."""
+        return np.asarray(self.manifest["samples"], dtype=np.int64)
+
+
+def begin_run(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Write the manifest, or check that the folder's run has the same one.
+
+    Returns:
+        The run's fingerprint, which every cell carries.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings, or a manifest that cannot be read.
+    """
+    mine: dict[str, Any] = json.loads(json.dumps(manifest))
+    path = folder / MANIFEST
+    if not path.exists():
+        write_json(path, mine)
+    elif different := _differences(_read_manifest(folder), mine):
+        raise ValueError(
+            f"Expected the settings of the run in {folder}, but these differ: {'; '.join(different)}. "
+            "Choose another --out, or the same settings to go on with that run"
+        )
+    return _fingerprint(mine)
+
+
+def load_results(folder: Path) -> Results:
+    """Load a finished run from its folder.
+
+    Raises:
+        ValueError: If the folder holds no run, or one that is not finished.
+    """
+    manifest = _read_manifest(folder)
+    suite, models = suite_from_dict(manifest["suite"]), tuple(manifest["models"])
+    cells = list(plan(suite, models, len(manifest["samples"])))
+    run = _fingerprint(manifest)
+    tables = [table for cell in cells if (table := read_cell(folder, cell, run=run)) is not None]
+    if len(tables) < len(cells):
+        raise ValueError(
+            f"Expected a finished run in {folder}, but it has {len(tables)} of {len(cells)} cells: "
+            "the command that began it goes on with it"
+        )
+    rows = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
+    return Results(folder=folder, suite=suite, models=models, manifest=manifest, rows=rows)
+
+
+def _fingerprint(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"Expected a run in {folder}, but it has no {MANIFEST}") from None
+    except ValueError as error:
+        raise ValueError(
+            f"Expected {path} to be JSON, but it cannot be read ({error}): choose another --out"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected {path} to hold an object, but got {type(content).__name__}")
+    return content
+
+
+def _differences(theirs: Any, mine: Any, where: str = "") -> list[str]:
+    """Name what differs between two JSON values, as dotted paths, with both values where these are short."""
+    if theirs == mine:
+        return []
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        inner = [(f"{where}.{key}".lstrip("."), theirs.get(key), mine.get(key)) for key in {**theirs, **mine}]
+    elif isinstance(theirs, list) and isinstance(mine, list):
+        if len(theirs) != len(mine) or not any(isinstance(value, dict) for value in mine):
+            return [f"{where} ({len(theirs)} there, {len(mine)} here)" if len(theirs) != len(mine) else where]
+        inner = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(theirs, mine, strict=True))]
+    else:
+        return [f"{where} ({_shortened(theirs)} there, {_shortened(mine)} here)"]
+    return [line for name, *pair in inner for line in _differences(*pair, name)]
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:12]}…{text[-4:]}"

@@ -1,0 +1,202 @@
+"""The attacks of the toolkits, built and run as a suite's entries say."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+import eagerpy as ep
+import foolbox
+import torch
+from foolbox.attacks.base import AttackWithDistance, FixedEpsilonAttack, MinimizationAttack
+from foolbox.types import Bounds
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..adapters._foolbox import wrap_for_foolbox
+from ..classifier import RANGE_TOLERANCE, Classifier
+from ..randomness import isolated_rng
+from .suites import Attack, Kind, check_choice
+
+__all__ = ["Crafted", "build_attack", "craft", "starting_points", "valid_images"]
+
+BISECTIONS = 8  # between an image and its starting point: to 1/256 of their distance
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """What an attack returned.
+
+    Attributes:
+        images: One per attacked image; whatever the toolkit made, not necessarily finite or in [0, 1].
+        claimed: Where the toolkit says that it succeeded.
+    """
+
+    images: Float[Tensor, "batch channels height width"]
+    claimed: Bool[Tensor, " batch"]
+
+
+def build_attack(attack: Attack) -> AttackWithDistance:
+    """Make the toolkit's own attack object.
+
+    Raises:
+        ValueError: If the toolkit has no such attack, or it takes other parameters or is of the other kind.
+    """
+    bases: dict[Kind, type[AttackWithDistance]] = {
+        "fixed epsilon": FixedEpsilonAttack,
+        "minimal norm": MinimizationAttack,
+    }
+    names = [name for name in dir(foolbox.attacks) if isinstance(getattr(foolbox.attacks, name), type)]
+    check_choice(f"name of {attack.key}", attack.name, names)
+    found = getattr(foolbox.attacks, attack.name)
+    if not issubclass(found, bases[attack.kind]):
+        raise ValueError(f"Expected {attack.name} to be an attack of `kind` {attack.kind!r}, but it is none")
+    try:
+        built: AttackWithDistance = found(**attack.parameters)
+    except TypeError as error:
+        raise ValueError(f"Expected `parameters` of {attack.key!r} that {attack.name} takes: {error}") from error
+    repeated: AttackWithDistance = built.repeat(attack.restarts) if attack.restarts > 1 else built
+    return repeated
+
+
+def craft(
+    attack: Attack,
+    model: Classifier,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"],
+    *,
+    epsilon: float | None,
+    seed: int,
+    eot: int = 1,
+    pool: tuple[Float[Tensor, "pool channels height width"], Int[Tensor, " pool"]] | None = None,
+) -> Crafted:
+    """Run one attack on one batch, with every random draw from `seed`.
+
+    Args:
+        attack: The attack.
+        model: The variant that is attacked.
+        images: Images in [0, 1], on the model's device.
+        labels: Their classes.
+        epsilon: The bound of a fixed-epsilon attack; None for a minimal-norm attack.
+        seed: Of the attack's draws and of the EOT draws.
+        eot: Draws of the model's noise per query.
+        pool: Images and labels that starting points are chosen from, if the attack asks for them.
+
+    Raises:
+        ValueError: If the attack needs a pool and none is given.
+    """
+    if attack.start_from_images and pool is None:
+        raise ValueError(f"Expected a `pool` of images for {attack.key!r}, but got none")
+    built = build_attack(attack)
+    with _frozen(model), isolated_rng(seed):
+        target = _Tolerant(wrap_for_foolbox(model, eot=eot, seed=seed))
+        if pool is None or not attack.start_from_images:
+            return _run(built, attack.kind, target, images, labels, epsilon)
+        points, found = starting_points(model, images, labels, pool)
+        crafted, claimed = images.clone(), torch.zeros_like(found)
+        if found.any():
+            chosen, classes = images[found], labels[found]
+            part = _run(built, attack.kind, target, chosen, classes, epsilon, starting_points=points)
+            crafted[found], claimed[found] = part.images, part.claimed
+        return Crafted(crafted, claimed)
+
+
+@torch.no_grad()
+def starting_points(
+    model: Classifier,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"],
+    pool: tuple[Float[Tensor, "pool channels height width"], Int[Tensor, " pool"]],
+) -> tuple[Float[Tensor, "found channels height width"], Bool[Tensor, " batch"]]:
+    """Find, for every image, an image that the model labels otherwise (E-ABS section 4.2).
+
+    The nearest image of another class is taken and moved to the decision boundary by bisection, which saves a
+    short decision-based attack most of its way.
+
+    Args:
+        model: The model, whose decision must repeat.
+        images: The attacked images.
+        labels: Their classes.
+        pool: Images to choose from, and their classes.
+
+    Returns:
+        The starting points of the images that have one, and which images these are.
+    """
+    candidates, classes = pool
+    usable = (model(candidates).argmax(1) != labels[:, None]) & (classes != labels[:, None])
+    found = usable.any(1)
+    distances = torch.cdist(images.flatten(1), candidates.flatten(1)).masked_fill(~usable, torch.inf)
+    near, far, labels = images[found], candidates[distances.argmin(1)][found], labels[found]
+    low, high = near.new_zeros(len(near), 1, 1, 1), near.new_ones(len(near), 1, 1, 1)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        adversarial = (model(torch.lerp(near, far, middle)).argmax(1) != labels)[:, None, None, None]
+        low, high = torch.where(adversarial, low, middle), torch.where(adversarial, middle, high)
+    return torch.lerp(near, far, high), found
+
+
+def valid_images(x: Float[Tensor, "batch channels height width"]) -> Bool[Tensor, " batch"]:
+    """Say which images are finite and in [0, 1], within the models' own tolerance."""
+    inside = (x >= -RANGE_TOLERANCE) & (x <= 1 + RANGE_TOLERANCE)  # False for NaN too
+    return inside.flatten(1).all(1)
+
+
+def _run(
+    attack: AttackWithDistance,
+    kind: Kind,
+    target: "_Tolerant",
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"],
+    epsilon: float | None,
+    **arguments: Any,
+) -> Crafted:
+    # Foolbox returns the raw and the clipped images; without an epsilon they are the same.
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = attack.__call__
+    bound = None if kind == "minimal norm" else epsilon
+    _, clipped, claimed = run(target, images, labels, epsilons=bound, **arguments)
+    return Crafted(clipped.detach(), claimed.bool())
+
+
+@final
+class _Tolerant(foolbox.models.Model):
+    """Answers NaN where the model refuses an image.
+
+    Some attacks leave [0, 1] or divide by a vanished gradient; Foolbox then evaluates the result to see whether it
+    fools the model. A refusal would end the run; with NaN the toolkit makes its claim, and re-scoring judges it.
+    """
+
+    def __init__(self, model: foolbox.models.Model) -> None:
+        self._model = model
+        self.data_format = "channels_first"
+
+    @property
+    def bounds(self) -> Bounds:
+        return self._model.bounds
+
+    def __call__(self, inputs: T) -> T:
+        x, restore_type = ep.astensor_(inputs)
+        images: Tensor = x.raw
+        valid = valid_images(images.detach())
+        if valid.all():
+            answer = self._model(images)
+        else:
+            answer = self._model(images[valid])
+            nan = images.flatten(1).sum(1, keepdim=True).expand(-1, answer.shape[1]) * torch.nan
+            answer = nan.index_put((valid,), answer)
+        restored: T = restore_type(ep.astensor(answer))
+        return restored
+
+
+@contextmanager
+def _frozen(model: Classifier) -> Iterator[None]:
+    """Keep the attacks' backward passes from collecting gradients in the weights."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
