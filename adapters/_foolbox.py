@@ -32,7 +32,7 @@ def wrap_for_foolbox(model: Classifier, eot: int = 1, *, seed: int = 0) -> PyTor
     if eot < 1:
         raise ValueError(f"Expected `eot` of at least 1, but got {eot}")
     if eot > 1:
-        if not isinstance(model, GenerativeClassifier):
+        if not (isinstance(model, GenerativeClassifier) and model.randomized):
             raise ValueError(
                 f"Expected `eot` of 1 for {type(model).__name__}, which draws no noise, but got {eot}"
             )

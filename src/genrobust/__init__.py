@@ -15,7 +15,7 @@ from .models.eabs import EABS, EABSConfig
 from .nets import Architecture, DecoderBank, architecture
 
 if TYPE_CHECKING:
-    from .adapters._foolbox import wrap_for_foolbox
+    from .adapters._foolbox import wrap_for_foolbox as wrap_for_foolbox
     from .data import load_dataset
     from .zoo import list_models, load_model
 
@@ -44,7 +44,6 @@ __all__ = [
     "list_models",
     "load_dataset",
     "load_model",
-    "wrap_for_foolbox",
 ]
 
 _LAZY = {

@@ -82,7 +82,14 @@ class Classifier(nn.Module, ABC):
     Toolkits switch `train()` and `eval()` at will (ART and torchattacks force `eval`, Foolbox leaves the
     mode). A classifier's parts therefore stay in evaluation mode unless the training loop asks for
     `set_parts_training`.
+
+    Attributes:
+        input_shape: (C, H, W).
+        num_classes: K.
+        randomized: Whether a decision depends on drawn noise.
     """
+
+    randomized = False
 
     def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()

@@ -106,17 +106,7 @@ class Unrolled:
 
         def score(x: Tensor, start: Posterior) -> Tensor:
             noise = model.noise.stream(part=1)
-            posterior = _refined(model, x, start, noise, steps=model.budget.steps - unrolled)
-            if unrolled:
-                posterior = refine(
-                    model.objective,
-                    x,
-                    posterior,
-                    noise,
-                    budget=model.budget,
-                    steps=unrolled,
-                    differentiable=True,
-                )
+            posterior = _refined(model, x, start, noise, steps=model.budget.steps, unrolled=unrolled)
             return -model.objective.at(x, posterior, noise)
 
         return _in_chunks(model, x, score)
@@ -143,7 +133,7 @@ class Estimated:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.sigma <= 0:
+        if self.samples < 1 or not self.sigma > 0:
             raise ValueError(
                 "Expected `samples` of at least 1 and `sigma` above 0, "
                 f"but got {self.samples} and {self.sigma}"
@@ -224,9 +214,11 @@ class Expectation(GenerativeClassifier):
             raise ValueError(f"Expected `samples` of at least 1, but got {samples}")
         self.model = model
         self.samples = samples
+        self.randomized = model.randomized
 
     def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """Give the log-mean-exp of `samples` draws; all draws run as one batch."""
+        x = self.check(x)
         draws = self.model.class_scores(x.repeat(self.samples, 1, 1, 1))
         return log_mean_exp(draws.unflatten(0, (self.samples, -1)))
 
@@ -275,8 +267,10 @@ def expectation(
     return Expectation(model.with_randomness("fresh", generator=generator), samples=samples)
 
 
-def _refined(model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, steps: int) -> Posterior:
-    return refine(model.objective, x.detach(), start, noise, budget=model.budget, steps=steps)
+def _refined(
+    model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, steps: int, unrolled: int = 0
+) -> Posterior:
+    return refine(model.objective, x, start, noise, budget=model.budget, steps=steps, unrolled=unrolled)
 
 
 def _in_chunks(

@@ -67,12 +67,12 @@ class InferenceBudget:
             )
         if not 0 <= self.drop_least_likely < 1:
             raise ValueError(f"Expected `drop_least_likely` in [0, 1), but got {self.drop_least_likely}")
-        if self.learning_rate <= 0 or self.max_bytes <= 0:
+        if not (self.learning_rate > 0 and self.max_bytes > 0):
             raise ValueError(
                 "Expected `learning_rate` and `max_bytes` above 0, "
                 f"but got {self.learning_rate} and {self.max_bytes}"
             )
-        if self.radius is not None and self.radius <= 0:
+        if self.radius is not None and not self.radius > 0:
             raise ValueError(f"Expected `radius` above 0, but got {self.radius}")
 
 
@@ -204,7 +204,7 @@ def refine(
     *,
     budget: InferenceBudget,
     steps: int,
-    differentiable: bool = False,
+    unrolled: int = 0,
 ) -> Posterior:
     """Run Adam steps on the posterior of every image and class.
 
@@ -215,16 +215,16 @@ def refine(
         noise: A fresh draw is taken at every step, as in E-ABS section 3.3.
         budget: Learning rate and radius.
         steps: How many steps.
-        differentiable: Keep the graph, so that the result can be differentiated with respect to `x`.
+        unrolled: How many of them, at the end, keep the graph: the result is a function of `x` through these.
     """
     parameters = tuple(p.detach() for p in start.parameters)
     momenta = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
     for step in range(1, steps + 1):
+        differentiable = step > steps - unrolled
+        images = x if differentiable else x.detach()
         with torch.enable_grad():
-            if not differentiable:
-                parameters = tuple(p.detach() for p in parameters)
-            leaves = tuple(p if p.requires_grad else p.requires_grad_() for p in parameters)
-            loss = objective.at(x, Posterior(*leaves), noise).sum()
+            leaves = tuple(p if p.requires_grad else p.detach().requires_grad_() for p in parameters)
+            loss = objective.at(images, Posterior(*leaves), noise).sum()
             gradients = torch.autograd.grad(loss, leaves, create_graph=differentiable)
         with torch.set_grad_enabled(differentiable):
             momenta = [

@@ -73,6 +73,8 @@ class Architecture:
         channels, height, width = self.input_shape
         if height != width:
             raise ValueError(f"Expected square images, but got {self.input_shape}")
+        if not self.encoder or not self.decoder:
+            raise ValueError("Expected layers in `encoder` and `decoder`, but one of them has none")
         size = self.decoder_sizes[-1]
         if size != height or self.decoder[-1].channels != channels:
             raise ValueError(
@@ -212,7 +214,13 @@ class EncoderBank(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch encoders channels height width"]
     ) -> tuple[Float[Tensor, "batch encoders latent"], Float[Tensor, "batch encoders latent"]]:
-        """Encode one image per encoder; an image for all is passed as `x[:, None].expand(...)`."""
+        """Encode one image per encoder; an image for all is passed as `x[:, None].expand(...)`.
+
+        Raises:
+            ValueError: If the number of images is not the number of encoders.
+        """
+        if x.shape[1] != self.encoders:
+            raise ValueError(f"Expected images for {self.encoders} encoders, but got {x.shape[1]}")
         features = self.features(_to_channels_last(x.flatten(1, 2)))
         mean, log_variance = self.head(features).flatten(1).unflatten(1, (self.encoders, 2, -1)).unbind(2)
         return mean, log_variance

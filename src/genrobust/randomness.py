@@ -13,6 +13,8 @@ __all__ = ["FixedNoise", "FreshNoise", "NoiseSource", "NoiseStream", "isolated_r
 
 Mode = Literal["fixed", "fresh"]
 
+_STREAMS = 1 << 40  # apart from the small seeds that candidates are drawn with
+
 
 class NoiseStream(Protocol):
     """The noise of one inference: each call gives the next draw."""
@@ -44,7 +46,7 @@ class FixedNoise:
 
     def stream(self, part: int = 0) -> NoiseStream:
         """Begin the sequence of this part anew; different parts have different sequences."""
-        return _FixedStream(torch.Generator().manual_seed(1000 * self.seed + part))
+        return _FixedStream(torch.Generator().manual_seed(_STREAMS + 1000 * self.seed + part))
 
 
 @final

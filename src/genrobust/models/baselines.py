@@ -32,7 +32,7 @@ class Adversary:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {self.norm!r}")
-        if self.epsilon <= 0 or self.steps < 1:
+        if not self.epsilon > 0 or self.steps < 1:
             raise ValueError(
                 "Expected `epsilon` above 0 and `steps` of at least 1, "
                 f"but got {self.epsilon} and {self.steps}"
@@ -42,9 +42,7 @@ class Adversary:
         self, model: nn.Module, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Give images in [0, 1] within epsilon of `x` that raise the model's cross-entropy."""
-        perturbed = self._project(
-            x + self.epsilon * self._unit(torch.randn_like(x)) * torch.rand_like(x[:, :1, :1, :1]), x
-        )
+        perturbed = self._project(x + self._random_start(x), x)
         for _ in range(self.steps):
             with torch.enable_grad():
                 leaf = perturbed.detach().requires_grad_()
@@ -53,6 +51,11 @@ class Adversary:
             step = self.relative_step * self.epsilon * self._unit(gradient)
             perturbed = self._project(perturbed + step, x)
         return perturbed.detach()
+
+    def _random_start(self, x: Tensor) -> Tensor:
+        if self.norm == "linf":
+            return self.epsilon * (2 * torch.rand_like(x) - 1)
+        return self.epsilon * torch.rand_like(x[:, :1, :1, :1]) * self._unit(torch.randn_like(x))
 
     def _unit(self, direction: Tensor) -> Tensor:
         if self.norm == "linf":
@@ -123,7 +126,8 @@ class CNN(Classifier):
         """Give the cross-entropy, on adversarial images when the config has an adversary."""
         del phase
         if self.config.adversary is not None:
+            training = self.features.training
             self.set_parts_training(False)
             x = self.config.adversary.attack(self, x, y)
-            self.set_parts_training(True)
+            self.set_parts_training(training)
         return nn.functional.cross_entropy(self.logits(x), y)

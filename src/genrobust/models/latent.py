@@ -61,6 +61,7 @@ class LatentClassifier(GenerativeClassifier):
         self.register_buffer("temperature", torch.tensor(1.0 if temperature is None else temperature))
         self.calibrates_temperature = temperature is None
         self.class_balanced = not discriminative
+        self.randomized = variational
         self.beta = beta
         self.gamma = gamma
         self.probability_floor = probability_floor
@@ -76,7 +77,7 @@ class LatentClassifier(GenerativeClassifier):
         self.gradient: SurrogateGradient = Envelope()
         self.noise: NoiseSource = FixedNoise(0)
         self._log_constant = gaussian_log_normalizer(math.prod(arch.input_shape)) - math.log(num_classes)
-        self._codebooks: dict[InferenceBudget, tuple[object, Codebook]] = {}
+        self._codebooks: dict[InferenceBudget, tuple[list[Tensor], Codebook]] = {}
         self.set_parts_training(False)
 
     def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
@@ -87,7 +88,9 @@ class LatentClassifier(GenerativeClassifier):
         x = self.check(x)
         if not len(x):
             return x.flatten(1).sum(1, keepdim=True).expand(-1, self.num_classes)
-        with torch.inference_mode(False):
+        gradients = torch.is_grad_enabled()
+        # Leaving inference mode would turn gradients on.
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             images = x.clone() if x.is_inference() else x
             return self.gradient.scores(self, images) + self._log_constant
 
@@ -132,10 +135,10 @@ class LatentClassifier(GenerativeClassifier):
         parts = [*self.decoders.parameters(), *self.decoders.buffers()]
         if isinstance(self.prior, nn.Module):
             parts += [*self.prior.parameters(), *self.prior.buffers()]
-        version = (x.dtype, x.device, *((part.data_ptr(), part._version) for part in parts))
         kept = self._codebooks.pop(key, None)
-        if kept is None or kept[0] != version:
-            kept = (version, Codebook(self.objective, self.budget, like=x))
+        if kept is None or not _same(kept[0], parts):
+            weights = [part.detach().clone() for part in parts]
+            kept = (weights, Codebook(self.objective, self.budget, like=x))
         self._codebooks[key] = kept
         while len(self._codebooks) > KEPT_CODEBOOKS:
             del self._codebooks[next(iter(self._codebooks))]
@@ -192,6 +195,8 @@ class LatentClassifier(GenerativeClassifier):
         images = x if self.class_balanced else x[:, None]
         if phase == "discriminator":
             return self._discriminator_loss(images)
+        if phase != "autoencoder":
+            raise ValueError(f"Expected `phase` out of {sorted(self.phases)}, but got {phase!r}")
         posterior, z = self._encode_sample(images)
         penalty = self.beta * self.prior(posterior, z)
         latents = z.expand(-1, self.num_classes, -1)
@@ -207,15 +212,35 @@ class LatentClassifier(GenerativeClassifier):
             raise ValueError("Expected an adversarial model for the phase 'discriminator'")
         with torch.no_grad():
             encoded = self._encode_sample(images)[1]
-            if self.class_balanced:  # E-ABS section 4.4: class-specific discriminators see other classes too
-                shift = int(torch.randint(1, self.num_classes, ()))
-                encoded = torch.cat([encoded, self._encode_sample(images.roll(shift, 1))[1]])
+            if self.class_balanced:
+                encoded = torch.cat([encoded, self._encode_other_classes(images)])
         softplus, discriminate = nn.functional.softplus, self.prior.discriminators
         fake, real = discriminate(encoded), discriminate(torch.randn_like(encoded))
         return self.beta * (softplus(-real).mean() + softplus(fake).mean())
+
+    def _encode_other_classes(
+        self, images: Float[Tensor, "batch classes channels height width"]
+    ) -> Float[Tensor, "batch classes latent"]:
+        """Encode images of other classes, which class-specific discriminators see too (E-ABS section 4.4).
+
+        In evaluation mode: the encoders' batch statistics are of their own classes.
+        """
+        shift, training = int(torch.randint(1, self.num_classes, ())), self.encoders.training
+        self.encoders.eval()
+        encoded = self._encode_sample(images.roll(shift, 1))[1]
+        self.encoders.train(training)
+        return encoded
 
     def _encode_sample(
         self, images: Float[Tensor, "batch encoders channels height width"]
     ) -> tuple[Posterior, Float[Tensor, "batch encoders latent"]]:
         mean, log_variance = (part.float() for part in self.encoders(images))
         return Posterior(mean, log_variance), mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+
+
+def _same(kept: list[Tensor], parts: list[Tensor]) -> bool:
+    """Compare values: version counters miss `weight.data.copy_(...)`, and addresses are used again."""
+    return all(
+        old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
+        for old, new in zip(kept, parts, strict=True)
+    )

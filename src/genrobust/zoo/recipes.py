@@ -105,9 +105,9 @@ def _check_name(model: str) -> None:
 
 _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("abs", "digits"): {"epochs": 200, "batch_size": 320, "halve_every": 60},
-    ("abs", "mnist"): {"epochs": 40, "batch_size": 640, "halve_every": 12},
+    ("abs", "mnist"): {"epochs": 20, "batch_size": 640, "halve_every": 12},
     ("cnn", "digits"): {"epochs": 100, "batch_size": 64, "halve_every": 30},
     ("cnn", "mnist"): {"epochs": 20, "batch_size": 256, "halve_every": 6},
-    ("eabs", "digits"): {"epochs": 200, "batch_size": 64, "halve_every": 60, "precision": "bf16-mixed"},
-    ("eabs", "mnist"): {"epochs": 60, "batch_size": 128, "halve_every": 7, "precision": "bf16-mixed"},
+    ("eabs", "digits"): {"epochs": 150, "batch_size": 64, "halve_every": 60, "precision": "bf16-mixed"},
+    ("eabs", "mnist"): {"epochs": 16, "batch_size": 128, "halve_every": 7, "precision": "bf16-mixed"},
 }

@@ -1,0 +1,279 @@
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genrobust import Estimated, Unrolled, expectation
+from genrobust.randomness import isolated_rng
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*scipy.ndimage.filters.*", category=DeprecationWarning)
+    foolbox = pytest.importorskip("foolbox")
+    from genrobust import wrap_for_foolbox
+
+Make = Callable[..., Any]
+each_model = pytest.mark.parametrize("name", ["cnn", "abs", "eabs"])
+
+GRADIENT_ATTACKS = {
+    "FGSM": foolbox.attacks.LinfFastGradientAttack(),
+    "LinfPGD": foolbox.attacks.LinfPGD(steps=6, rel_stepsize=0.25),
+    "L2PGD": foolbox.attacks.L2PGD(steps=6, rel_stepsize=0.25),
+}
+MINIMISING_ATTACKS = {
+    "L2DeepFool": foolbox.attacks.L2DeepFoolAttack(steps=5, candidates=3),
+    "L2CarliniWagner": foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=2, steps=10, stepsize=0.2, initial_const=10
+    ),
+    "DDN": foolbox.attacks.DDNAttack(steps=6),
+}
+NOISE_ATTACKS = {
+    "L2Noise": foolbox.attacks.L2AdditiveGaussianNoiseAttack(),
+    "LinfNoise": foolbox.attacks.LinfAdditiveUniformNoiseAttack(),
+    "L2RepeatedNoise": foolbox.attacks.L2RepeatedAdditiveGaussianNoiseAttack(repeats=20),
+}
+
+
+@pytest.fixture
+def make_victim(make_model: Make) -> Make:
+    def make(name: str) -> Any:
+        model = make_model(name)
+        if name == "cnn":  # an untrained network decides for one class
+            with torch.no_grad():
+                logits = model(bright_images(model))
+                model.head.bias.sub_(logits.mean(0)).mul_(5)
+                model.head.weight.mul_(5)
+        return model
+
+    return make
+
+
+def bright_images(model: Any, count: int = 60) -> Tensor:
+    """Images of all brightnesses."""
+    x = torch.rand((count, *model.input_shape), generator=torch.Generator().manual_seed(3))
+    return x * torch.linspace(0.1, 1, count)[:, None, None, None]
+
+
+def pool(model: Any, count: int = 60) -> tuple[Tensor, Tensor]:
+    """Images, and what the model decides about them."""
+    x = bright_images(model, count)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    assert labels.unique().numel() > 1
+    return x, labels
+
+
+def chosen(model: Any, count: int = 4) -> tuple[Tensor, Tensor]:
+    x, labels = pool(model)
+    rows = torch.linspace(0, len(x) - 1, count).long()
+    return x[rows], labels[rows]
+
+
+def run_attack(attack: Any, fmodel: Any, x: Tensor, criterion: Any, **settings: Any) -> tuple[Any, Any, Any]:
+    with isolated_rng(0):
+        return attack(fmodel, x, criterion, **settings)
+
+
+def losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return nn.functional.cross_entropy(model(x), y, reduction="none").double()
+
+
+def assert_valid(model: Any, x: Tensor, labels: Tensor, clipped: Tensor, is_adversarial: Tensor) -> None:
+    assert clipped.shape == x.shape
+    assert clipped.isfinite().all()
+    assert clipped.min() >= 0
+    assert clipped.max() <= 1
+    assert torch.equal(is_adversarial, model.predict(clipped).labels != labels)
+
+
+# The wrapper.
+
+
+@each_model
+def test_the_wrapped_model_is_foolboxs_own(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    fmodel = wrap_for_foolbox(model)
+    assert isinstance(fmodel, foolbox.models.Model)
+    assert tuple(fmodel.bounds) == (0, 1)
+    assert fmodel.device == next(model.parameters()).device
+    assert fmodel.data_format == "channels_first"
+    x, labels = chosen(model)
+    assert torch.equal(fmodel(x), model(x))
+    assert foolbox.utils.accuracy(fmodel, x, labels) == 1
+
+
+@each_model
+def test_logits_need_a_gradient_where_images_do(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, _ = chosen(model)
+    assert not wrap_for_foolbox(model)(x).requires_grad
+    assert wrap_for_foolbox(model)(x.requires_grad_()).requires_grad
+
+
+@each_model
+def test_wrapping_changes_nothing(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    expected, weights = model(x), [parameter.clone() for parameter in model.parameters()]
+    run_attack(foolbox.attacks.LinfPGD(steps=2), wrap_for_foolbox(model), x, labels, epsilons=0.1)
+    assert torch.equal(model(x), expected)
+    assert all(map(torch.equal, model.parameters(), weights))
+    assert all(parameter.grad is None for parameter in model.parameters()) or name == "cnn"
+
+
+def test_what_the_model_refuses_foolbox_reports(make_victim: Make) -> None:
+    model = make_victim("cnn")
+    x, _ = chosen(model)
+    with pytest.raises(ValueError, match=r"`x` in \[0, 1\], but got a maximum"):
+        wrap_for_foolbox(model)(x + 1)
+
+
+# Attacks.
+
+
+@each_model
+def test_fgsm_steps_along_the_sign_of_the_models_gradient(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    _, clipped, _ = run_attack(GRADIENT_ATTACKS["FGSM"], wrap_for_foolbox(model), x, labels, epsilons=0.1)
+    leaf = x.clone().requires_grad_()
+    nn.functional.cross_entropy(model(leaf), labels, reduction="sum").backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(clipped, (x + 0.1 * leaf.grad.sign()).clamp(0, 1))
+
+
+@each_model
+@pytest.mark.parametrize("attack", GRADIENT_ATTACKS)
+def test_gradient_attacks_raise_the_loss_within_epsilon(name: str, attack: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    norm, epsilon = (2, 1.0) if attack.startswith("L2") else (float("inf"), 0.2)
+    _, clipped, success = run_attack(
+        GRADIENT_ATTACKS[attack], wrap_for_foolbox(model), x, labels, epsilons=epsilon
+    )
+    assert_valid(model, x, labels, clipped, success)
+    assert (clipped - x).flatten(1).norm(dim=1, p=norm).max() <= epsilon * (1 + 1e-5)
+    assert (losses(model, clipped, labels) > losses(model, x, labels)).all()
+
+
+@each_model
+@pytest.mark.parametrize("attack", MINIMISING_ATTACKS)
+def test_minimising_attacks_run(name: str, attack: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    _, clipped, success = run_attack(
+        MINIMISING_ATTACKS[attack], wrap_for_foolbox(model), x, labels, epsilons=None
+    )
+    assert_valid(model, x, labels, clipped, success)
+    assert success.any()
+
+
+@each_model
+@pytest.mark.parametrize("attack", NOISE_ATTACKS)
+def test_noise_attacks_run(name: str, attack: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    _, clipped, success = run_attack(
+        NOISE_ATTACKS[attack], wrap_for_foolbox(model), x, labels, epsilons=[0.1, 4.0]
+    )
+    for images, adversarial in zip(clipped, success, strict=True):
+        assert_valid(model, x, labels, images, adversarial)
+    assert (clipped[1] - x).norm() > (clipped[0] - x).norm()
+    assert success[1].any()
+
+
+@each_model
+def test_the_boundary_attack_comes_closer_from_its_starting_points(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    images, decisions = pool(model)
+    x, labels = chosen(model)
+    starts = torch.stack([images[decisions != label][0] for label in labels])
+    attack = foolbox.attacks.BoundaryAttack(steps=20, tensorboard=False)
+    _, clipped, success = run_attack(
+        attack, wrap_for_foolbox(model), x, labels, starting_points=starts, epsilons=None
+    )
+    assert_valid(model, x, labels, clipped, success)
+    assert success.all()
+    before, after = ((images - x).flatten(1).norm(dim=1) for images in (starts, clipped))
+    assert (after <= before).all()
+    assert after.mean() < before.mean()
+
+
+@pytest.mark.parametrize("name", ["abs", "eabs"])
+@pytest.mark.parametrize(
+    "gradient", [Unrolled(steps=2), Estimated(samples=10)], ids=["unrolled", "estimated"]
+)
+def test_attacks_take_any_surrogate_gradient(name: str, gradient: Any, make_victim: Make) -> None:
+    model = make_victim(name).with_gradient(gradient)
+    x, labels = chosen(model, 2)
+    _, clipped, success = run_attack(
+        foolbox.attacks.LinfPGD(steps=2), wrap_for_foolbox(model), x, labels, epsilons=0.2
+    )
+    assert_valid(model, x, labels, clipped, success)
+    assert (losses(model, clipped, labels) > losses(model, x, labels)).all()
+
+
+@each_model
+def test_targeted_attacks_lower_the_loss_of_their_target(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    target = (labels + 1) % model.num_classes
+    criterion = foolbox.criteria.TargetedMisclassification(target)
+    _, clipped, _ = run_attack(
+        foolbox.attacks.LinfPGD(steps=5), wrap_for_foolbox(model), x, criterion, epsilons=0.2
+    )
+    assert (losses(model, clipped, target) < losses(model, x, target)).all()
+
+
+@each_model
+def test_an_attack_is_the_same_for_the_same_seed(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    first, second = (
+        run_attack(foolbox.attacks.LinfPGD(steps=3), wrap_for_foolbox(model), x, labels, epsilons=0.1)[1]
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+# Expectation over transformation.
+
+
+def test_eot_queries_the_expectation(make_victim: Make) -> None:
+    model = make_victim("eabs")
+    x, _ = chosen(model)
+    fmodel = wrap_for_foolbox(model, eot=3, seed=5)
+    expected = expectation(model, 3, generator=torch.Generator().manual_seed(5))
+    first, second = fmodel(x), fmodel(x)
+    assert torch.equal(first, expected(x))
+    assert torch.equal(second, expected(x))
+    assert not torch.equal(first, second)
+    assert not torch.equal(wrap_for_foolbox(model, eot=3, seed=6)(x), first)
+    assert tuple(fmodel.bounds) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["abs", "eabs"])
+def test_attacks_run_under_eot(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    _, clipped, _ = run_attack(
+        GRADIENT_ATTACKS["LinfPGD"], wrap_for_foolbox(model, eot=3), x, labels, epsilons=0.2
+    )
+    rescored = expectation(model, 20)
+    assert losses(rescored, clipped, labels).mean() > losses(rescored, x, labels).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "eot", "message"),
+    [
+        ("eabs", 0, "`eot` of at least 1, but got 0"),
+        ("cnn", 0, "`eot` of at least 1, but got 0"),
+        ("cnn", 2, "`eot` of 1 for CNN, which draws no noise, but got 2"),
+    ],
+)
+def test_impossible_expectations(name: str, eot: int, message: str, make_victim: Make) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrap_for_foolbox(make_victim(name), eot=eot)

@@ -1,0 +1,533 @@
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrobust import Envelope, Estimated, InferenceBudget, Unrolled, expectation
+from genrobust.gradients import surrogate_gradient
+from genrobust.inference import Posterior, refine
+from genrobust.randomness import FixedNoise, FreshNoise
+
+Make = Callable[..., Any]
+each_model = pytest.mark.parametrize("name", ["abs", "eabs"])
+
+
+@pytest.fixture(params=["envelope", "unrolled", "estimated"])
+def strategy(request: pytest.FixtureRequest) -> Any:
+    strategies = {"envelope": Envelope(), "unrolled": Unrolled(steps=2), "estimated": Estimated(samples=3)}
+    return strategies[request.param]
+
+
+def budget(**settings: Any) -> InferenceBudget:
+    return InferenceBudget(**{"candidates": 30, "encoder_proposal": False, **settings})
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def class_gradients(scores: Tensor, x: Tensor) -> Tensor:
+    """The gradient of every class's score, one backward pass each over one graph, shape (K, *x.shape)."""
+    gradients = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in scores.T]
+    return torch.stack(gradients)
+
+
+def finite_differences(scores: Callable[[Tensor], Tensor], x: Tensor, *, step: float) -> Tensor:
+    """Central differences of every class's score along every pixel of one image, shape (K, *x.shape)."""
+    pixels = torch.eye(x[0].numel(), dtype=x.dtype).reshape(-1, *x.shape[1:])
+    with torch.no_grad():
+        slopes = (scores(x + step * pixels) - scores(x - step * pixels)) / (2 * step)
+    return slopes.T.reshape(-1, *x.shape)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0))
+
+
+# Envelope.
+
+
+def test_the_envelope_gradient_is_equation_8(linear_gaussian: Make, linear_images: Tensor) -> None:
+    oracle = linear_gaussian(budget=budget(steps=300))
+    x = linear_images.clone().requires_grad_()
+    gradients = class_gradients(Envelope().scores(oracle, x), x)
+    reconstruction = oracle.decoders(oracle.optimal_mean(linear_images))
+    expected = -2 * (linear_images[:, None] - reconstruction).transpose(0, 1)
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-3)
+
+
+@each_model
+def test_the_envelope_gradient_points_away_from_the_reconstruction_it_scored(
+    name: str, make_model: Make, images: Make
+) -> None:
+    model = make_model(name, dtype=torch.float64)
+    x = images(model, 3).requires_grad_()
+    scores = Envelope().scores(model, x)
+    noise = model.noise.stream(part=1)
+    start, steps = model.search(x.detach()), model.budget.steps
+    posterior = refine(model.objective, x.detach(), start, noise, budget=model.budget, steps=steps)
+    z = posterior.sample(noise)
+    reconstruction = model.decoders(z).detach()
+    expected = -2 * (x.detach()[:, None] - reconstruction).transpose(0, 1)
+    torch.testing.assert_close(class_gradients(scores, x), expected)
+    cost = (x[:, None] - reconstruction).square().sum((2, 3, 4))
+    torch.testing.assert_close(scores, -cost - model.beta * model.prior(posterior, z))
+
+
+def test_the_envelope_gradient_is_that_of_the_fully_optimised_score(
+    linear_gaussian: Make, linear_images: Tensor
+) -> None:
+    oracle, x = linear_gaussian(budget=budget(steps=300)), linear_images[:1]
+    leaf = x.clone().requires_grad_()
+    gradients = class_gradients(Envelope().scores(oracle, leaf), leaf)
+    differences = finite_differences(lambda x: Envelope().scores(oracle, x), x, step=0.01)
+    assert relative_error(gradients, differences) < 0.01
+
+    def closed_form(x: Tensor) -> Tensor:
+        return -oracle.expected_objective(x, oracle.optimal_mean(x))
+
+    assert relative_error(gradients, finite_differences(closed_form, x, step=0.01)) < 0.01
+
+
+def test_the_envelope_gradient_of_a_nonlinear_decoder(make_model: Make, images: Make) -> None:
+    model = make_model("abs", dtype=torch.float64)
+    model = model.with_inference(steps=400, learning_rate=0.02, candidates=100)
+    x = images(model, 1)
+    leaf = x.clone().requires_grad_()
+    gradients = class_gradients(model.class_scores(leaf), leaf)
+
+    def scores(x: Tensor) -> Tensor:  # outside [0, 1] too, where the model itself refuses
+        return Envelope().scores(model, x)
+
+    assert relative_error(gradients, finite_differences(scores, x, step=1e-3)) < 0.01
+
+
+def test_the_envelope_gradient_of_a_variational_posterior_is_right_on_average(
+    linear_gaussian: Make, linear_images: Tensor
+) -> None:
+    draws, x = 2000, linear_images[:1]
+    oracle = linear_gaussian(variational=True)
+    mean, variance = oracle.optimal_mean(x), oracle.optimal_variance()
+    start = Posterior(mean.expand(draws, -1, -1), variance.log().expand(draws, -1, -1))
+
+    class AtTheOptimum:
+        objective, budget, noise = oracle.objective, oracle.budget, FreshNoise(seeded(0))
+
+        def search(self, _: Tensor) -> Posterior:
+            return start
+
+    leaf = x.expand(draws, -1, -1, -1).clone().requires_grad_()
+    gradients = class_gradients(Envelope().scores(AtTheOptimum(), leaf), leaf)
+
+    def closed_form(x: Tensor) -> Tensor:
+        mean = oracle.optimal_mean(x)
+        return -oracle.expected_objective(x, mean, variance.expand_as(mean))
+
+    expected = finite_differences(closed_form, x, step=0.01)
+    assert relative_error(gradients.mean(1, keepdim=True), expected) < 0.05
+
+
+@each_model
+@pytest.mark.parametrize("strategy", [Envelope(), Estimated(samples=3)], ids=["envelope", "estimated"])
+def test_no_weight_collects_a_gradient(name: str, strategy: Any, make_model: Make, images: Make) -> None:
+    model = make_model(name).with_gradient(strategy)
+    x = images(model, 3).requires_grad_()
+    model(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# Unrolled.
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_the_unrolled_gradient_is_that_of_a_score_of_few_steps(
+    steps: int, linear_gaussian: Make, linear_images: Tensor
+) -> None:
+    oracle = linear_gaussian(budget=budget(steps=steps, learning_rate=0.1))
+    x = linear_images[:1]
+    differences = finite_differences(lambda x: Envelope().scores(oracle, x), x, step=1e-6)
+    leaf = x.clone().requires_grad_()
+    unrolled = class_gradients(Unrolled(steps=steps).scores(oracle, leaf), leaf)
+    envelope = class_gradients(Envelope().scores(oracle, leaf), leaf)
+    assert relative_error(unrolled, differences) < 1e-5
+    if steps > 1:  # Adam's first step has a constant length: its sign is all that it takes from the gradient
+        assert relative_error(envelope, differences) > 1e-2
+
+
+@each_model
+def test_the_unrolled_gradient_of_a_nonlinear_decoder(name: str, make_model: Make, images: Make) -> None:
+    model = make_model(name, dtype=torch.float64).with_inference(
+        steps=3, encoder_proposal=False, candidates=9
+    )
+    x = images(model, 1)
+    differences = finite_differences(lambda x: Envelope().scores(model, x), x, step=1e-6)
+    leaf = x.clone().requires_grad_()
+    unrolled = class_gradients(Unrolled(steps=3).scores(model, leaf), leaf)
+    envelope = class_gradients(Envelope().scores(model, leaf), leaf)
+    assert relative_error(unrolled, differences) < 1e-4
+    assert relative_error(envelope, differences) > 100 * relative_error(unrolled, differences)
+
+
+def test_unrolling_more_steps_comes_closer(linear_gaussian: Make, linear_images: Tensor) -> None:
+    oracle = linear_gaussian(budget=budget(steps=6, learning_rate=0.1))
+    x = linear_images[:1]
+    differences = finite_differences(lambda x: Envelope().scores(oracle, x), x, step=1e-6)
+
+    def error(steps: int) -> float:
+        leaf = x.clone().requires_grad_()
+        return relative_error(class_gradients(Unrolled(steps=steps).scores(oracle, leaf), leaf), differences)
+
+    assert error(6) < 1e-5 < error(1)
+
+
+def test_unrolling_past_the_budget_unrolls_all_of_it(linear_gaussian: Make, linear_images: Tensor) -> None:
+    oracle = linear_gaussian(budget=budget(steps=3))
+    x = linear_images.clone().requires_grad_()
+    exact, past = (class_gradients(Unrolled(steps=n).scores(oracle, x), x) for n in (3, 50))
+    assert torch.equal(exact, past)
+
+
+def test_unrolling_without_refinement_is_the_envelope(linear_gaussian: Make, linear_images: Tensor) -> None:
+    oracle = linear_gaussian(budget=budget(steps=0))
+    x = linear_images.clone().requires_grad_()
+    unrolled, envelope = (class_gradients(s.scores(oracle, x), x) for s in (Unrolled(steps=3), Envelope()))
+    torch.testing.assert_close(unrolled, envelope)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_unrolled_gradient_is_finite_where_refinement_starts_at_the_optimum(
+    dtype: torch.dtype, steps: int, linear_gaussian: Make
+) -> None:
+    oracle = linear_gaussian(dtype=dtype, budget=budget(steps=steps))
+
+    class AtTheOptimum:
+        objective, budget, noise = oracle.objective, oracle.budget, FixedNoise(0)
+
+        def search(self, _: Tensor) -> Posterior:
+            return Posterior(torch.zeros(1, 3, 2, dtype=dtype))
+
+    x = oracle.decoders.offsets[:1].detach().reshape(1, 1, 4, 4).clone().requires_grad_()
+    model = AtTheOptimum()
+    loss = model.objective.at(x, model.search(x), model.noise.stream())
+    assert loss[0, 0] == 0  # class 0 decodes z = 0 to this very image: its latent gradient is zero
+    gradients = class_gradients(Unrolled(steps=steps).scores(model, x), x)
+    assert gradients.isfinite().all()
+    assert gradients[1:].abs().amax((1, 2, 3, 4)).min() > 0
+
+
+# What every strategy promises.
+
+
+@each_model
+@pytest.mark.parametrize("steps", [0, 1, 4, 9])
+def test_every_strategy_gives_the_same_scores(
+    strategy: Any, name: str, steps: int, make_model: Make, images: Make
+) -> None:
+    model = make_model(name, dtype=torch.float64).with_inference(steps=steps)
+    x = images(model, 3)
+    expected = model.class_scores(x)
+    variant = model.with_gradient(strategy)
+    torch.testing.assert_close(variant.class_scores(x), expected)
+    torch.testing.assert_close(variant.class_scores(x.clone().requires_grad_()).detach(), expected)
+
+
+@each_model
+def test_backward_passes_over_one_forward_agree(
+    strategy: Any, name: str, make_model: Make, images: Make
+) -> None:
+    model = make_model(name).with_gradient(strategy)
+    x = images(model, 3).requires_grad_()
+    logits = model(x)
+    first, second = class_gradients(logits, x), class_gradients(logits, x)
+    assert torch.equal(first, second)
+    weights = torch.randn(logits.shape, generator=seeded(0))
+    [mixed] = torch.autograd.grad((weights * logits).sum(), x)
+    expected = (weights.T[:, :, None, None, None] * first).sum(0)
+    torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
+    assert first.abs().amax((1, 2, 3, 4)).min() > 0
+    for row in range(3):  # a row's scores depend on that row alone
+        [gradient] = torch.autograd.grad(model(x)[row].sum(), x)
+        others = [i for i in range(3) if i != row]
+        assert gradient[others].abs().max() == 0
+
+
+@each_model
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_scores_need_no_gradients_outside(
+    strategy: Any, name: str, context: Any, make_model: Make, images: Make
+) -> None:
+    model = make_model(name).with_gradient(strategy)
+    x = images(model, 3)
+    expected = model.class_scores(x).detach()
+    with context():
+        scores = model.class_scores(x)
+        of_a_new_tensor = model.class_scores(x + 0)
+    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(of_a_new_tensor, expected)
+
+
+@each_model
+def test_no_graph_is_built_where_gradients_are_disabled(
+    strategy: Any, name: str, make_model: Make, images: Make
+) -> None:
+    model = make_model(name).with_gradient(strategy)
+    x = images(model, 3)
+    for images_ in (x, x.clone().requires_grad_()):
+        with torch.no_grad():
+            assert not model.class_scores(images_).requires_grad
+        assert not model.predict(images_).scores.requires_grad
+
+
+def test_gradients_stay_enabled_or_disabled_as_they_were(
+    strategy: Any, make_model: Make, images: Make
+) -> None:
+    model = make_model("abs").with_gradient(strategy)
+    x = images(model, 2).requires_grad_()
+    for context, enabled in ((nullcontext, True), (torch.no_grad, False)):
+        with context():
+            model(x)
+            assert torch.is_grad_enabled() == enabled
+    with torch.inference_mode():
+        model(x)
+        assert torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("envelope", Envelope), ("unrolled", Unrolled), ("estimated", Estimated)]
+)
+def test_a_strategy_is_known_by_its_name(name: str, kind: type[Any]) -> None:
+    assert isinstance(surrogate_gradient(name), kind)
+
+
+def test_a_strategy_stays_itself(strategy: Any) -> None:
+    assert surrogate_gradient(strategy) is strategy
+
+
+def test_unknown_strategy(make_model: Make) -> None:
+    with pytest.raises(
+        ValueError, match=r"`gradient` out of \['envelope', 'estimated', 'unrolled'\], but got 'bpda'"
+    ):
+        make_model("abs").with_gradient("bpda")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Unrolled(steps=0), "`steps` of at least 1, but got 0"),
+        (lambda: Estimated(samples=0), "`samples` of at least 1 and `sigma` above 0, but got 0 and 0.01"),
+        (lambda: Estimated(sigma=0.0), "`samples` of at least 1 and `sigma` above 0, but got 50 and 0.0"),
+        (
+            lambda: Estimated(sigma=math.nan),
+            "`samples` of at least 1 and `sigma` above 0, but got 50 and nan",
+        ),
+        (lambda: Estimated(method="rgf"), "`method` to be 'nes' or 'spsa', but got 'rgf'"),  # type: ignore[arg-type]
+    ],
+    ids=["no step", "no sample", "no length", "nan length", "unknown method"],
+)
+def test_impossible_strategy(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# Estimated.
+
+
+@pytest.mark.parametrize("method", ["nes", "spsa"])
+def test_the_estimated_gradient_converges_to_the_envelope(
+    method: Any, linear_gaussian: Make, linear_images: Tensor
+) -> None:
+    oracle = linear_gaussian()
+
+    class FullyOptimised:
+        objective, budget, noise = oracle.objective, oracle.budget, oracle.noise
+
+        def search(self, x: Tensor) -> Posterior:
+            return Posterior(oracle.optimal_mean(x))
+
+    model = FullyOptimised()
+    x = linear_images[:1].clone().requires_grad_()
+    envelope = class_gradients(Envelope().scores(model, x), x)
+    few, many = (
+        class_gradients(
+            Estimated(samples=n, sigma=1e-3, method=method, generator=seeded(0)).scores(model, x), x
+        )
+        for n in (8, 600)
+    )
+    for k in range(3):
+        assert cosine(many[k], envelope[k]) > 0.95
+    assert relative_error(many, envelope) < 0.25 < relative_error(few, envelope)
+
+
+@pytest.mark.parametrize("method", ["nes", "spsa"])
+def test_the_estimate_of_a_linear_score_is_unbiased(method: Any, linear_gaussian: Make) -> None:
+    oracle, rows, samples = linear_gaussian(), 200, 10
+    # With the latents held, antithetic differences of ||x - G(z)||^2 are exactly linear in the direction.
+    held = oracle.search(torch.rand((1, 1, 4, 4), generator=seeded(1)).double())
+
+    class Held:
+        objective, budget, noise = oracle.objective, oracle.budget, oracle.noise
+
+        def search(self, x: Tensor) -> Posterior:
+            return Posterior(held.mean.expand(len(x), -1, -1))
+
+    x = (
+        torch.rand((1, 1, 4, 4), generator=seeded(2))
+        .double()
+        .expand(rows, -1, -1, -1)
+        .clone()
+        .requires_grad_()
+    )
+    expected = class_gradients(Envelope().scores(Held(), x), x)[:, 0]
+    strategy = Estimated(samples=samples, sigma=0.5, method=method, generator=seeded(0))
+    estimates = class_gradients(strategy.scores(Held(), x), x)
+    error = estimates.std(1) / math.sqrt(rows)
+    assert ((estimates.mean(1) - expected).abs() < 5 * error).all()
+    assert (error.square().sum((1, 2, 3)) < 0.02 * expected.square().sum((1, 2, 3))).all()
+
+
+def test_spsa_draws_signs_and_nes_draws_normals(linear_gaussian: Make, linear_images: Tensor) -> None:
+    oracle = linear_gaussian()
+    x = linear_images.clone().requires_grad_()
+    spread = {}
+    for method in ("nes", "spsa"):
+        strategy = Estimated(samples=1, method=method, generator=seeded(0))  # type: ignore[arg-type]
+        gradient = class_gradients(strategy.scores(oracle, x), x)[0].flatten(1).abs()
+        spread[method] = (gradient.amax(1) / gradient.amin(1)).min()
+    assert spread["spsa"] == pytest.approx(1)
+    assert spread["nes"] > 2
+
+
+def test_successive_estimates_take_new_directions(linear_gaussian: Make, linear_images: Tensor) -> None:
+    oracle, x = linear_gaussian(), linear_images.clone().requires_grad_()
+    strategy = Estimated(samples=2, generator=seeded(0))
+    first, second = (class_gradients(strategy.scores(oracle, x), x) for _ in range(2))
+    assert not torch.equal(first, second)
+    again = Estimated(samples=2, generator=seeded(0))
+    assert torch.equal(class_gradients(again.scores(oracle, x), x), first)
+
+
+def test_scores_without_gradient_take_no_queries(linear_gaussian: Make, linear_images: Tensor) -> None:
+    oracle, strategy = linear_gaussian(), Estimated(samples=2, generator=seeded(0))
+    state = strategy.generator.get_state()
+    strategy.scores(oracle, linear_images)
+    assert torch.equal(strategy.generator.get_state(), state)
+
+
+# Expectation over transformation.
+
+
+def test_the_expectation_is_the_log_mean_exp_of_fresh_draws(make_model: Make, images: Make) -> None:
+    model, samples = make_model("eabs", dtype=torch.float64), 5
+    x = images(model, 3).requires_grad_()
+    scores = expectation(model, samples, generator=seeded(7)).class_scores(x)
+    draws = model.with_randomness("fresh", generator=seeded(7)).class_scores(torch.cat([x] * samples))
+    draws = draws.reshape(samples, 3, model.num_classes)
+    averaged = draws.exp().mean(0).log()
+    torch.testing.assert_close(scores, averaged)
+    assert (draws.std(0) > 0).all()
+    torch.testing.assert_close(class_gradients(scores, x), class_gradients(averaged, x))
+
+
+def test_one_draw_is_its_own_expectation(make_model: Make, images: Make) -> None:
+    model = make_model("eabs")
+    x = images(model, 3)
+    single = model.with_randomness("fresh", generator=seeded(7)).class_scores(x)
+    torch.testing.assert_close(expectation(model, 1, generator=seeded(7)).class_scores(x), single)
+
+
+def test_more_draws_vary_less(make_model: Make, images: Make) -> None:
+    model = make_model("eabs").with_inference(steps=1)
+    x = images(model, 2)
+
+    def spread(samples: int) -> float:
+        averaged = expectation(model, samples)
+        return float(torch.stack([averaged(x) for _ in range(20)]).std(0).mean())
+
+    assert spread(16) < 0.6 * spread(1)
+
+
+def test_more_draws_steady_the_gradient(make_model: Make, images: Make) -> None:
+    model = make_model("eabs").with_inference(steps=1)
+    x = images(model, 2).requires_grad_()
+
+    def spread(samples: int) -> float:
+        averaged = expectation(model, samples)
+        gradients = [torch.autograd.grad(averaged(x)[:, 0].sum(), x)[0] for _ in range(20)]
+        return float(torch.stack(gradients).std(0).norm())
+
+    assert spread(16) < 0.6 * spread(1)
+
+
+@each_model
+def test_the_expectation_keeps_the_contract(name: str, make_model: Make, images: Make) -> None:
+    model = make_model(name)
+    averaged = expectation(model, 2)
+    x = images(model, 3)
+    assert (averaged.input_shape, averaged.num_classes) == (model.input_shape, model.num_classes)
+    assert averaged(x).shape == (3, model.num_classes)
+    assert averaged(x[:0]).shape == (0, model.num_classes)
+    assert averaged.predict(x[:0]).labels.shape == (0,)
+    prediction = averaged.predict(x)
+    assert torch.equal(prediction.labels, prediction.scores.argmax(1))
+    torch.testing.assert_close(prediction.probabilities.sum(1), torch.ones(3))
+    torch.testing.assert_close(prediction.probabilities, model.probabilities(prediction.scores))
+    shared = {p.data_ptr() for p in model.parameters()}
+    assert {p.data_ptr() for p in averaged.parameters()} == shared
+
+
+@pytest.mark.parametrize("method", ["forward", "class_scores", "predict"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[0], r"shape \(batch, 1, 8, 8\), but got \(1, 8, 8\)"),
+        (lambda x: x.repeat(1, 3, 1, 1), r"shape \(batch, 1, 8, 8\), but got \(2, 3, 8, 8\)"),
+        (lambda x: 255 * x, "a maximum of"),
+        (lambda x: x / 0, "to be finite"),
+        (lambda x: x.to(torch.uint8), "floating dtype"),
+    ],
+    ids=["rank", "channels", "range", "infinite", "uint8"],
+)
+def test_the_expectation_checks_its_input(
+    method: str, change: Any, message: str, make_model: Make, images: Make
+) -> None:
+    averaged = expectation(make_model("eabs"), 2)
+    x = change(images(averaged, 2))
+    with pytest.raises(ValueError, match=message):
+        getattr(averaged, method)(x)
+
+
+def test_variants_of_an_expectation(make_model: Make, images: Make) -> None:
+    model = make_model("eabs")
+    averaged = expectation(model, 3)
+    x = images(model, 2).requires_grad_()
+    cheap = averaged.with_inference(steps=0, candidates=5)
+    assert (cheap.samples, cheap.model.budget.steps) == (3, 0)  # type: ignore[union-attr]
+    assert averaged.model.budget.steps == model.budget.steps
+    unrolled = averaged.with_gradient("unrolled")
+    assert isinstance(unrolled.model.gradient, Unrolled)  # type: ignore[union-attr]
+    assert isinstance(averaged.model.gradient, Envelope)
+    first, second, other = (
+        averaged.with_randomness("fresh", seed=seed).class_scores(x) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_impossible_expectations(make_model: Make) -> None:
+    model = make_model("eabs")
+    with pytest.raises(ValueError, match="`samples` of at least 1, but got 0"):
+        expectation(model, 0)
+    with pytest.raises(ValueError, match="`mode` 'fresh' for an expectation over draws, but got 'fixed'"):
+        expectation(model, 2).with_randomness("fixed")
