@@ -69,8 +69,8 @@ class Cell:
 def plan(suite: Suite, models: Sequence[str], samples: int) -> Iterator[Cell]:
     """Give every cell of a run, in the order of execution.
 
-    The clean cells come first, because the others repeat their decisions. Models alternate, so that the time left
-    can be told from the time taken, although one query may cost a thousand times more in one than in another.
+    The clean cells come first, because the others repeat their decisions. Models alternate, so that the time
+    left can be told from the time taken, although a query may cost one of them a thousand times more.
     """
     batches = range(-(-samples // suite.batch_size))
     bounds = [(CLEAN, None), *((a.key, epsilon) for a in suite.attacks for epsilon in suite.epsilons(a))]
@@ -81,7 +81,7 @@ def plan(suite: Suite, models: Sequence[str], samples: int) -> Iterator[Cell]:
 
 
 def derived_seed(*parts: object) -> int:
-    """Give a 32-bit seed that depends on the parts alone: not on the platform, nor on the order of execution."""
+    """Give a 32-bit seed that depends on the parts alone: not on the platform or the order of execution."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
@@ -106,7 +106,7 @@ def write_cell(
 
 
 def read_cell(folder: Path, cell: Cell, *, run: str) -> pa.Table | None:
-    """Read a finished cell of this run; None where there is none, or its file is damaged or of another run."""
+    """Read a finished cell; None where there is none, or its file is damaged or of another run."""
     try:
         table = pq.ParquetFile(cell.path(folder), page_checksum_verification=True).read()
     except (pa.ArrowException, OSError):

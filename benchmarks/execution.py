@@ -81,7 +81,7 @@ def execute(
         cell: Which one.
         experiment: What it is part of.
         model: The model, with the budget that verdicts are made with.
-        clean_predictions: What the clean cell of the same model and batch found; None for a clean cell itself.
+        clean_predictions: What the clean cell of the same model and batch found; None for that cell itself.
 
     Returns:
         The columns of `cells.SCHEMA`.
@@ -149,7 +149,7 @@ def _attack(
 
 
 def _judge(experiment: Experiment, model: Classifier, *, seed: int) -> Classifier:
-    # One codebook for all verdicts of a run, so that it is decoded once; 2 + keeps it from being the attacks' own,
-    # whose seed is 0 unless somebody chose it.
+    # One codebook for all verdicts of a run, so that it is decoded once. 2 + keeps it from being the attacks'
+    # own, whose seed is 0 unless somebody chose it.
     codebook_seed = 2 + derived_seed(experiment.seed, "verdict codebook")
     return fresh_variant(model, seed=derived_seed(seed, "verdict"), codebook_seed=codebook_seed)

@@ -109,14 +109,15 @@ def _differences(theirs: Any, mine: Any, where: str = "") -> list[str]:
     if theirs == mine:
         return []
     if isinstance(theirs, dict) and isinstance(mine, dict):
-        inner = [(f"{where}.{key}".lstrip("."), theirs.get(key), mine.get(key)) for key in {**theirs, **mine}]
-    elif isinstance(theirs, list) and isinstance(mine, list):
-        if len(theirs) != len(mine) or not any(isinstance(value, dict) for value in mine):
-            return [f"{where} ({len(theirs)} there, {len(mine)} here)" if len(theirs) != len(mine) else where]
-        inner = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(theirs, mine, strict=True))]
-    else:
-        return [f"{where} ({_shortened(theirs)} there, {_shortened(mine)} here)"]
-    return [line for name, *pair in inner for line in _differences(*pair, name)]
+        pairs = [(f"{where}.{key}".lstrip("."), theirs.get(key), mine.get(key)) for key in {**theirs, **mine}]
+        return [line for name, a, b in pairs for line in _differences(a, b, name)]
+    if isinstance(theirs, list) and isinstance(mine, list):
+        if len(theirs) != len(mine):
+            return [f"{where} ({len(theirs)} entries there, {len(mine)} here)"]
+        if any(isinstance(value, list | dict) for value in mine):
+            numbered = enumerate(zip(theirs, mine, strict=True))
+            return [line for i, (a, b) in numbered for line in _differences(a, b, f"{where}[{i}]")]
+    return [f"{where} ({_shortened(theirs)} there, {_shortened(mine)} here)"]
 
 
 def _shortened(value: Any) -> str:

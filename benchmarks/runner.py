@@ -1,7 +1,6 @@
-"""The runner: it works through a suite's cells, keeps each one as it is finished, and goes on where it stopped."""
+"""The runner: it works through the cells of a suite, keeps what is finished, and resumes where it stopped."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
@@ -49,8 +48,8 @@ def run_suite(
         show_progress: Show progress on the standard error stream.
 
     Raises:
-        ValueError: If `out` holds a run with other settings, an attack is unknown to its toolkit, a model does not
-            fit the dataset, or there are fewer test images than `samples`.
+        ValueError: If `out` holds a run with other settings, an attack is unknown to its toolkit, a model
+            does not fit the dataset, or there are fewer test images than `samples`.
     """
     _check_inputs(suite, models, dataset)
     chosen = choose_samples(dataset, suite.samples if samples is None else samples, seed=seed)
@@ -76,9 +75,7 @@ def run_suite(
     return load_results(out)
 
 
-def _clean_predictions(
-    cell: Cell, finished: Mapping[Cell, pa.Table]
-) -> Int[np.ndarray, " batch"] | None:
+def _clean_predictions(cell: Cell, finished: Mapping[Cell, pa.Table]) -> Int[np.ndarray, " batch"] | None:
     if cell.attack == CLEAN:
         return None
     clean = Cell(model=cell.model, attack=CLEAN, epsilon=None, batch=cell.batch)
@@ -90,13 +87,15 @@ def _check_inputs(suite: Suite, models: Mapping[str, Classifier], dataset: Image
     if not models:
         raise ValueError("Expected at least one model, but got none")
     if dataset.name != suite.dataset:
-        raise ValueError(f"Expected the dataset {suite.dataset!r} of suite {suite.name!r}, but got {dataset.name!r}")
+        raise ValueError(
+            f"Expected the dataset {suite.dataset!r} of suite {suite.name!r}, but got {dataset.name!r}"
+        )
     for name, model in models.items():
         suite.model(name)
         if (model.input_shape, model.num_classes) != (dataset.input_shape, dataset.num_classes):
             raise ValueError(
-                f"Expected {name!r} to take images of shape {dataset.input_shape} and {dataset.num_classes} classes, "
-                f"but it takes {model.input_shape} and {model.num_classes}"
+                f"Expected {name!r} to take images of shape {dataset.input_shape} and {dataset.num_classes} "
+                f"classes, but it takes {model.input_shape} and {model.num_classes}"
             )
     for attack in suite.attacks:
         build_attack(attack)
@@ -120,7 +119,11 @@ def _manifest(experiment: Experiment, models: Mapping[str, Classifier]) -> dict[
 
 def _described_model(model: Classifier) -> dict[str, Any]:
     """Say what decides a model's results: its class, weights, settings and device."""
-    settings = {name: _described(getattr(model, name)) for name in ("config", "budget", "gradient") if hasattr(model, name)}
+    settings = {
+        name: _described(getattr(model, name))
+        for name in ("config", "budget", "gradient")
+        if hasattr(model, name)
+    }
     return {
         "class": type(model).__name__,
         "weights": _digest(model.state_dict()),

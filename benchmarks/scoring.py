@@ -1,4 +1,4 @@
-"""Re-scoring: an adversarial example counts only if the model, with fresh randomness, agrees that it is one."""
+"""Re-scoring: an adversarial example counts only if the model, with fresh randomness, agrees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ def rescore(
         crafted: What the attack made of them.
         norm: Of the threat model.
         epsilon: Radius of the ball; None for a minimal-norm attack.
-        overshoots: Increasing factors by which the perturbations of a minimal-norm attack are lengthened, where the
-            toolkit claimed success, until the judge errs.
+        overshoots: Increasing factors by which the perturbations of a minimal-norm attack are lengthened,
+            where the toolkit claimed success, until the judge errs.
     """
     judged = crafted.images.to(images.dtype).clone()
     valid = valid_images(judged)

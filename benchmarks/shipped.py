@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from .suites import Attack, Suite, SuiteModel, ThreatModel, check_choice
 
-__all__ = ["L2_EPSILON", "LINF_EPSILON", "QUICK", "SUITES", "find_suite"]
+__all__ = ["L2_EPSILON", "LINF_EPSILON", "MNIST", "QUICK", "SUITES", "find_suite"]
 
 LINF_EPSILON = 0.2
 L2_EPSILON = 1.5
@@ -18,8 +18,8 @@ QUICK = Suite(
         SuiteModel(name="eabs", title="E-ABS", randomized=True),
     ),
     threat_models=(
-        ThreatModel(norm="linf", epsilon=LINF_EPSILON, curve_epsilons=(0.05, 0.1, 0.15, 0.2, 0.3)),
-        ThreatModel(norm="l2", epsilon=L2_EPSILON),
+        ThreatModel(norm="linf", epsilon=LINF_EPSILON, curve_epsilons=(0.05, 0.1, 0.2, 0.3)),
+        ThreatModel(norm="l2", epsilon=L2_EPSILON, curve_epsilons=(0.5, 1.0, 1.5, 2.0, 3.0)),
     ),
     attacks=(
         Attack(
@@ -45,6 +45,7 @@ QUICK = Suite(
             kind="fixed epsilon",
             name="LinfProjectedGradientDescentAttack",
             parameters={"steps": 20, "rel_stepsize": 0.125},
+            every_epsilon=True,
         ),
         Attack(
             key="noise-l2",
@@ -92,19 +93,49 @@ QUICK = Suite(
             norm="l2",
             kind="minimal norm",
             name="BoundaryAttack",
-            parameters={"steps": 100},
+            parameters={"steps": 60, "spherical_step": 0.1, "source_step": 0.004},
             start_from_images=True,
         ),
     ),
     samples=20,
     batch_size=20,
-    attack_inference={"steps": 10},
-    overshoots=(1.0, 1.05, 1.2),
+    attack_inference={"candidates": 1000, "steps": 10},
+    overshoots=(1.0, 1.1, 1.25, 1.5),
     starting_images=50,
     baseline="cnn",
 )
 
-SUITES: Mapping[str, Suite] = {QUICK.name: QUICK}
+MNIST = Suite(
+    name="mnist",
+    dataset="mnist",
+    models=QUICK.models,
+    threat_models=(ThreatModel(norm="l2", epsilon=L2_EPSILON, curve_epsilons=(0.5, 1.0, 1.5, 2.0, 3.0)),),
+    attacks=(
+        Attack(
+            key="pgd-l2",
+            title="PGD",
+            norm="l2",
+            kind="fixed epsilon",
+            name="L2ProjectedGradientDescentAttack",
+            parameters={"steps": 80, "rel_stepsize": 0.05},
+        ),
+        Attack(
+            key="ddn",
+            title="DDN",
+            norm="l2",
+            kind="minimal norm",
+            name="DDNAttack",
+            parameters={"steps": 80, "init_epsilon": 1.0, "gamma": 0.05},
+        ),
+    ),
+    samples=200,
+    batch_size=50,
+    attack_inference=QUICK.attack_inference,
+    overshoots=QUICK.overshoots,
+    baseline="cnn",
+)
+
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (QUICK, MNIST)}
 
 
 def find_suite(name: str) -> Suite:

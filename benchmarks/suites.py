@@ -67,8 +67,8 @@ class Attack:
         restarts: How often the attack runs; the best example is kept.
         eot: Draws of the noise per query, on models that decide at random.
         every_epsilon: Run at every epsilon of the curve, not only at the table's (fixed-epsilon attacks).
-        start_from_images: Start from test images that the model labels otherwise (E-ABS section 4.2), for attacks
-            that take `starting_points`; the toolkit's own starting points fail on robust models.
+        start_from_images: Start from test images that the model labels otherwise (E-ABS section 4.2), for
+            attacks that take `starting_points`; the toolkit's own starting points fail on robust models.
     """
 
     key: str
@@ -95,7 +95,9 @@ class Attack:
                 f"Expected `restarts` and `eot` of at least 1, but got {self.restarts} and {self.eot}"
             )
         if self.every_epsilon and self.kind == "minimal norm":
-            raise ValueError(f"Expected no `every_epsilon` for {self.key!r}: a minimal norm gives the whole curve")
+            raise ValueError(
+                f"Expected no `every_epsilon` for {self.key!r}: a minimal norm gives the whole curve"
+            )
         if self.start_from_images and self.eot > 1:
             raise ValueError(
                 f"Expected `eot` of 1 for {self.key!r}, whose starting points need a decision that repeats, "
@@ -133,10 +135,10 @@ class Suite:
         attacks: In the order of the table's rows.
         samples: Test images, unless a run says otherwise.
         batch_size: Images per cell: what a kill can cost, and what a query evaluates at once.
-        attack_inference: Budget at attack time, as arguments of `with_inference`. Verdicts use the model's own.
+        attack_inference: Budget at attack time, as arguments of `with_inference`; verdicts have the model's.
         overshoots: Factors by which the perturbation of a minimal-norm attack is lengthened until the example
-            survives re-scoring. Such examples lie on the decision boundary of the attacked variant, so that without
-            it a model that decides at random, or with another budget, looks more robust than it is.
+            survives re-scoring. Such examples lie on the decision boundary of the attacked variant, so that
+            otherwise a model that decides at random, or with another budget, looks more robust than it is.
         starting_images: Test images from which `start_from_images` chooses.
         baseline: Model that the others are compared with in the printed table.
     """
@@ -160,7 +162,11 @@ class Suite:
                 "Expected `samples`, `batch_size` and `starting_images` of at least 1, "
                 f"but got {self.samples}, {self.batch_size} and {self.starting_images}"
             )
-        if not self.overshoots or min(self.overshoots) < 1 or list(self.overshoots) != sorted(self.overshoots):
+        if (
+            not self.overshoots
+            or min(self.overshoots) < 1
+            or list(self.overshoots) != sorted(self.overshoots)
+        ):
             raise ValueError(f"Expected increasing `overshoots` of at least 1, but got {self.overshoots}")
         _check_unique("attack", [attack.key for attack in self.attacks])
         _check_unique("model", [model.name for model in self.models])
@@ -242,4 +248,6 @@ def _check_key(what: str, value: str) -> None:
 
 def _check_unique(what: str, names: Sequence[str]) -> None:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"Expected every {what} once, but got {', '.join(map(repr, repeated))} more than once")
+        raise ValueError(
+            f"Expected every {what} once, but got {', '.join(map(repr, repeated))} more than once"
+        )

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-import eagerpy as ep
 import foolbox
 import torch
-from foolbox.attacks.base import AttackWithDistance, FixedEpsilonAttack, MinimizationAttack
+from eagerpy.astensor import astensor, astensor_
+from foolbox.attacks.base import FixedEpsilonAttack, MinimizationAttack
 from foolbox.types import Bounds
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -38,27 +38,25 @@ class Crafted:
     claimed: Bool[Tensor, " batch"]
 
 
-def build_attack(attack: Attack) -> AttackWithDistance:
+def build_attack(attack: Attack) -> foolbox.Attack:
     """Make the toolkit's own attack object.
 
     Raises:
         ValueError: If the toolkit has no such attack, or it takes other parameters or is of the other kind.
     """
-    bases: dict[Kind, type[AttackWithDistance]] = {
-        "fixed epsilon": FixedEpsilonAttack,
-        "minimal norm": MinimizationAttack,
-    }
     names = [name for name in dir(foolbox.attacks) if isinstance(getattr(foolbox.attacks, name), type)]
     check_choice(f"name of {attack.key}", attack.name, names)
     found = getattr(foolbox.attacks, attack.name)
-    if not issubclass(found, bases[attack.kind]):
+    base = MinimizationAttack if attack.kind == "minimal norm" else FixedEpsilonAttack
+    if not issubclass(found, base):
         raise ValueError(f"Expected {attack.name} to be an attack of `kind` {attack.kind!r}, but it is none")
     try:
-        built: AttackWithDistance = found(**attack.parameters)
+        built: foolbox.Attack = found(**attack.parameters)
     except TypeError as error:
-        raise ValueError(f"Expected `parameters` of {attack.key!r} that {attack.name} takes: {error}") from error
-    repeated: AttackWithDistance = built.repeat(attack.restarts) if attack.restarts > 1 else built
-    return repeated
+        raise ValueError(
+            f"Expected `parameters` of {attack.key!r} that {attack.name} takes: {error}"
+        ) from error
+    return built.repeat(attack.restarts) if attack.restarts > 1 else built
 
 
 def craft(
@@ -144,7 +142,7 @@ def valid_images(x: Float[Tensor, "batch channels height width"]) -> Bool[Tensor
 
 
 def _run(
-    attack: AttackWithDistance,
+    attack: foolbox.Attack,
     kind: Kind,
     target: "_Tolerant",
     images: Float[Tensor, "batch channels height width"],
@@ -163,8 +161,8 @@ def _run(
 class _Tolerant(foolbox.models.Model):
     """Answers NaN where the model refuses an image.
 
-    Some attacks leave [0, 1] or divide by a vanished gradient; Foolbox then evaluates the result to see whether it
-    fools the model. A refusal would end the run; with NaN the toolkit makes its claim, and re-scoring judges it.
+    Some attacks leave [0, 1] or divide by a vanished gradient, and Foolbox asks the model about the result. A
+    refusal would end the run; with NaN the toolkit makes its claim, and re-scoring judges it.
     """
 
     def __init__(self, model: foolbox.models.Model) -> None:
@@ -176,7 +174,7 @@ class _Tolerant(foolbox.models.Model):
         return self._model.bounds
 
     def __call__(self, inputs: T) -> T:
-        x, restore_type = ep.astensor_(inputs)
+        x, restore_type = astensor_(inputs)
         images: Tensor = x.raw
         valid = valid_images(images.detach())
         if valid.all():
@@ -185,7 +183,7 @@ class _Tolerant(foolbox.models.Model):
             answer = self._model(images[valid])
             nan = images.flatten(1).sum(1, keepdim=True).expand(-1, answer.shape[1]) * torch.nan
             answer = nan.index_put((valid,), answer)
-        restored: T = restore_type(ep.astensor(answer))
+        restored: T = restore_type(astensor(answer))
         return restored
 
 

@@ -20,8 +20,8 @@ def test_models_lists_every_shipped_model() -> None:
 
 
 def test_train_writes_weights_and_card_and_resumes(tmp_path: Path) -> None:
-    command = ["train", "cnn", "--dataset", "digits", "--out", str(tmp_path), "--seed", "1", "--evaluate", "90"]
-    command += ["--batch-size", "256", "--accelerator", "cpu"]
+    command = ["train", "cnn", "--dataset", "digits", "--out", str(tmp_path), "--seed", "1"]
+    command += ["--evaluate", "90", "--batch-size", "256", "--accelerator", "cpu"]
     for epochs in ("1", "2"):
         result = CliRunner().invoke(app, [*command, "--epochs", epochs])
         assert result.exit_code == 0, result.output

@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     bank = measure_bank(options.repeats)
     _show(
         f"decoder bank: {bank['bank_ms']:.1f} ms, loop over {bank['classes']} decoders: "
-        f"{bank['loop_ms']:.1f} ms (forward and backward, batch {bank['batch_size']}), ratio {bank['ratio']:.2f}"
+        f"{bank['loop_ms']:.1f} ms (forward and backward, batch {bank['batch_size']}), "
+        f"ratio {bank['ratio']:.2f}"
     )
     results = {
         "preset": PRESET,

@@ -91,30 +91,55 @@ def train(
 @bench.command()
 def quick(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes.")] = None,
-    samples: Annotated[int, typer.Option(help="Test images.")] = 20,
+    samples: Annotated[int | None, typer.Option(help="Test images.")] = None,
     seed: Annotated[int, typer.Option(help="Of samples, attacks and noise.")] = 0,
-    models: Annotated[str, typer.Option(help="Shipped models, separated by commas.")] = "cnn,abs,eabs",
+    models: Annotated[str | None, typer.Option(help="Shipped models, separated by commas.")] = None,
 ) -> None:
     """Attack a CNN, ABS and E-ABS on embedded digits: table, per-sample results and curves in minutes."""
-    from .benchmarks.report import render_table, save_figure
+    _run_suite("quick", out=out, samples=samples, seed=seed, models=models, data_root=None)
+
+
+@bench.command()
+def mnist(
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Test images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of samples, attacks and noise.")] = 0,
+    models: Annotated[str | None, typer.Option(help="Shipped models, separated by commas.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of mnist.npz.")] = None,
+) -> None:
+    """Attack the same models on MNIST under L2 1.5, the bound of E-ABS Table 1 (tens of minutes on a CPU)."""
+    _run_suite("mnist", out=out, samples=samples, seed=seed, models=models, data_root=data_root)
+
+
+def _run_suite(
+    name: str,
+    *,
+    out: Path | None,
+    samples: int | None,
+    seed: int,
+    models: str | None,
+    data_root: Path | None,
+) -> None:
+    from .benchmarks.report import render_table, write_report
     from .benchmarks.runner import run_suite
     from .benchmarks.shipped import find_suite
     from .data import load_dataset
     from .zoo import load_model
 
-    suite = find_suite("quick")
-    names = [name.strip() for name in models.split(",")]
-    folder = out or Path("runs") / f"quick-{samples}-samples-seed-{seed}"
+    suite = find_suite(name)
+    names = [part.strip() for part in models.split(",")] if models else [model.name for model in suite.models]
+    count = suite.samples if samples is None else samples
+    folder = out or Path("runs") / f"{name}-{count}-samples-seed-{seed}"
     results = run_suite(
         suite,
         models={name: load_model(name, dataset=suite.dataset) for name in names},
-        dataset=load_dataset(suite.dataset, "test"),
-        samples=samples,
+        dataset=load_dataset(suite.dataset, "test", root=data_root),
+        samples=count,
         seed=seed,
         out=folder,
     )
+    write_report(results)
     console.print(render_table(results))
-    save_figure(results, folder / "curves.png")
     console.print(f"per-sample results, table and curves are in {folder}")
 
 

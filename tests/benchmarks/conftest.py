@@ -1,0 +1,119 @@
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from genrobust.benchmarks.results import Results
+from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suites import Attack, Suite, ThreatModel
+
+from genrobust import ABS, CNN, EABS
+from genrobust.data import ImageDataset, load_dataset
+from genrobust.randomness import isolated_rng
+
+with warnings.catch_warnings():  # Foolbox 3.3.4 imports a deprecated SciPy namespace
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import foolbox  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageDataset:
+    return load_dataset("digits", "test")
+
+
+@pytest.fixture(scope="session")
+def cnn() -> CNN:
+    """A CNN that knows the digits after a few epochs."""
+    dataset = load_dataset("digits", "train")
+    with isolated_rng(0):
+        model = CNN()
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        model.set_parts_training(True)
+        for _ in range(4):
+            for rows in torch.split(torch.randperm(len(dataset)), 64):
+                loss = model.training_loss("classifier", *dataset.batch(rows))
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+        model.set_parts_training(False)
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+@pytest.fixture(scope="session")
+def abs_model() -> ABS:
+    with isolated_rng(0):
+        return ABS().with_inference(candidates=60, steps=1)
+
+
+@pytest.fixture(scope="session")
+def eabs_model() -> EABS:
+    with isolated_rng(0):
+        return EABS().with_inference(candidates=30, steps=1)
+
+
+FAST: dict[str, dict[str, int | float]] = {
+    "noise-linf": {"repeats": 2},
+    "pgd-linf": {"steps": 5, "rel_stepsize": 0.3},
+    "noise-l2": {"repeats": 2},
+    "pgd-l2": {"steps": 5, "rel_stepsize": 0.3},
+    "deepfool-l2": {"steps": 5, "candidates": 3},
+    "ddn": {"steps": 10},
+    "cw-l2": {"binary_search_steps": 2, "steps": 10, "stepsize": 0.1, "initial_const": 10.0},
+    "boundary": {"steps": 20},
+}
+
+
+@pytest.fixture(scope="session")
+def fast_attacks() -> dict[str, Attack]:
+    """The attacks of `quick` with few steps."""
+    attacks = (replace(attack, parameters=FAST.get(attack.key, {})) for attack in QUICK.attacks)
+    return {attack.key: attack for attack in attacks}
+
+
+@pytest.fixture(scope="session")
+def small_suite(fast_attacks: dict[str, Attack]) -> Suite:
+    keys = ("fgsm", "pgd-linf", "pgd-l2", "deepfool-l2", "boundary")
+    return replace(
+        QUICK,
+        attacks=tuple(replace(fast_attacks[key], every_epsilon=key == "fgsm") for key in keys),
+        threat_models=(
+            ThreatModel(norm="linf", epsilon=0.2, curve_epsilons=(0.05, 0.1)),
+            ThreatModel(norm="l2", epsilon=1.5),
+        ),
+        overshoots=(1.0, 1.2),
+        batch_size=3,
+        attack_inference={"candidates": 30, "steps": 1},
+        starting_images=20,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_results() -> Callable[..., Results]:
+    """Makes a run out of rows (model, attack, sample, clean right, success, distance), without running it."""
+
+    def make(suite: Suite, rows: list[tuple[str, str, int, bool, bool, float]]) -> Results:
+        models = tuple(dict.fromkeys(row[0] for row in rows))
+        samples = list(dict.fromkeys(row[2] for row in rows))
+        table = pa.table(
+            {
+                "model": [row[0] for row in rows],
+                "attack": [row[1] for row in rows],
+                "sample": [row[2] for row in rows],
+                "label": [0] * len(rows),
+                "clean_prediction": [0 if row[3] else 1 for row in rows],
+                "claimed": [True] * len(rows),
+                "valid": [bool(np.isfinite(row[5])) for row in rows],
+                "success": [row[4] for row in rows],
+                "distance_linf": [row[5] for row in rows],
+                "distance_l2": [row[5] for row in rows],
+            }
+        )
+        manifest = {"samples": samples, "seed": 0, "versions": {}}
+        return Results(folder=Path(), suite=suite, models=models, manifest=manifest, rows=table)
+
+    return make

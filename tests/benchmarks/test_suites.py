@@ -1,0 +1,113 @@
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from genrobust.benchmarks.cells import plan
+from genrobust.benchmarks.shipped import L2_EPSILON, LINF_EPSILON, QUICK, find_suite
+from genrobust.benchmarks.suites import Attack, Suite, SuiteModel, ThreatModel, suite_from_dict
+from genrobust.benchmarks.toolkits import build_attack
+
+FGSM = QUICK.attack("fgsm")
+
+
+def test_a_suite_survives_a_round_trip_through_json() -> None:
+    assert suite_from_dict(json.loads(json.dumps(asdict(QUICK)))) == QUICK
+
+
+def test_quick_holds_the_published_attacks_and_the_toolkit_knows_them() -> None:
+    names = {type(build_attack(attack)).__name__ for attack in QUICK.attacks}
+    assert names >= {
+        "LinfFastGradientAttack",
+        "LinfProjectedGradientDescentAttack",
+        "L2ProjectedGradientDescentAttack",
+        "L2DeepFoolAttack",
+        "L2CarliniWagnerAttack",
+        "DDNAttack",
+        "BoundaryAttack",
+    }
+    assert [model.name for model in QUICK.models] == ["cnn", "abs", "eabs"]
+    assert QUICK.threat_model("linf").epsilon == LINF_EPSILON
+    assert QUICK.threat_model("l2").epsilon == L2_EPSILON
+
+
+def test_find_suite_names_the_nearest() -> None:
+    assert find_suite("quick") is QUICK
+    with pytest.raises(ValueError, match="'quikc'; did you mean 'quick'"):
+        find_suite("quikc")
+
+
+def test_epsilons_of_an_attack() -> None:
+    curve = QUICK.threat_model("linf").epsilons
+    assert list(curve) == sorted(curve)
+    assert LINF_EPSILON in curve
+    assert QUICK.epsilons(FGSM) == curve
+    assert QUICK.epsilons(replace(FGSM, every_epsilon=False)) == (LINF_EPSILON,)
+    assert QUICK.epsilons(QUICK.attack("ddn")) == (None,)
+
+
+def test_plan_covers_every_sample_once_and_starts_clean() -> None:
+    suite = replace(QUICK, batch_size=8)
+    cells = list(plan(suite, ("a", "b"), 20))
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert [cell.attack for cell in cells[:6]] == ["clean"] * 6
+    runs = 1 + sum(len(suite.epsilons(attack)) for attack in suite.attacks)
+    assert len(cells) == runs * 2 * 3
+
+
+def test_a_model_that_the_suite_does_not_know_gets_an_entry() -> None:
+    assert QUICK.model("mine") == SuiteModel(name="mine", title="mine")
+    with pytest.raises(ValueError, match="'my/model'"):
+        QUICK.model("my/model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": "a/b"}, "`key`"),
+        ({"key": "clean"}, "unperturbed"),
+        ({"norm": "l1"}, "`norm`.*'l1'"),
+        ({"kind": "fixed epsilom"}, "did you mean 'fixed epsilon'"),
+        ({"toolkit": "art"}, "`toolkit`"),
+        ({"restarts": 0}, "`restarts`"),
+        ({"eot": 0}, "`eot`"),
+        ({"kind": "minimal norm"}, "`every_epsilon`"),
+        ({"start_from_images": True, "eot": 2}, "starting points"),
+    ],
+    ids=str,
+)
+def test_an_attack_refuses(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(FGSM, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attacks": (FGSM, FGSM)}, "every attack once.*'fgsm'"),
+        ({"models": (SuiteModel(name="cnn", title="A"),) * 2}, "every model once"),
+        ({"threat_models": (ThreatModel(norm="l2", epsilon=1.0),)}, "'linf' has none"),
+        ({"samples": 0}, "`samples`"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"overshoots": ()}, "`overshoots`"),
+        ({"overshoots": (0.5, 1.0)}, "`overshoots`"),
+        ({"overshoots": (1.5, 1.0)}, "`overshoots`"),
+    ],
+    ids=["attacks", "models", "threat models", "samples", "batch", "no factor", "below 1", "not sorted"],
+)
+def test_a_suite_refuses(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(QUICK, **change)
+
+
+@pytest.mark.parametrize("epsilons", [{"epsilon": 0.0}, {"epsilon": 1.0, "curve_epsilons": (-1.0, 1.0)}])
+def test_a_threat_model_refuses(epsilons: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        ThreatModel(norm="l2", **epsilons)
+
+
+def test_the_suite_knows_its_attacks() -> None:
+    with pytest.raises(ValueError, match="did you mean 'fgsm'"):
+        QUICK.attack("fgms")
+    assert isinstance(QUICK, Suite)
+    assert isinstance(FGSM, Attack)
