@@ -6,8 +6,8 @@ from .suites import Attack, Suite, SuiteModel, ThreatModel, check_choice
 
 __all__ = ["L2_EPSILON", "LINF_EPSILON", "MNIST", "QUICK", "SUITES", "find_suite"]
 
-LINF_EPSILON = 0.2
-L2_EPSILON = 1.5
+LINF_EPSILON = 0.1
+L2_EPSILON = 2.0
 
 QUICK = Suite(
     name="quick",
@@ -109,7 +109,7 @@ MNIST = Suite(
     name="mnist",
     dataset="mnist",
     models=QUICK.models,
-    threat_models=(ThreatModel(norm="l2", epsilon=L2_EPSILON, curve_epsilons=(0.5, 1.0, 1.5, 2.0, 3.0)),),
+    threat_models=(ThreatModel(norm="l2", epsilon=1.5, curve_epsilons=(0.5, 1.0, 1.5, 2.0, 3.0)),),
     attacks=(
         Attack(
             key="pgd-l2",
@@ -125,7 +125,7 @@ MNIST = Suite(
             norm="l2",
             kind="minimal norm",
             name="DDNAttack",
-            parameters={"steps": 80, "init_epsilon": 1.0, "gamma": 0.05},
+            parameters={"steps": 40, "init_epsilon": 1.0, "gamma": 0.05},
         ),
     ),
     samples=200,

@@ -158,7 +158,7 @@ def fit(
             )
             run.finish_epoch(losses, accuracy(_validation_variant(model), validation), started)
             progress.update(bar, completed=run.state.epoch, note=_note(run.state.history[-1]))
-            if not progress.console.is_terminal:
+            if show_progress and fabric.is_global_zero and not progress.console.is_terminal:
                 progress.console.print(
                     f"epoch {run.state.epoch}/{config.epochs} {_note(run.state.history[-1])}"
                 )
