@@ -243,8 +243,10 @@ def test_temperature_of_scaled_true_logits_is_the_scale(factor: float) -> None:
 
 
 def test_training_sets_the_temperature_of_eabs(digits: ImageDataset, tmp_path: Path) -> None:
-    model = EABS(EABSConfig(architecture=ARCH)).with_inference(candidates=20, steps=1)
-    fit(model, digits, config=replace(CONFIG, epochs=1), folder=tmp_path, fabric=cpu())
+    with isolated_rng(0):
+        model = EABS(EABSConfig(architecture=ARCH)).with_inference(candidates=20, steps=1)
+    config = replace(CONFIG, epochs=6, learning_rate=1e-2)
+    fit(model, digits, config=config, folder=tmp_path, fabric=cpu())
     generator = torch.Generator().manual_seed(CONFIG.seed)
     validation = digits.split_validation(CONFIG.validation_fraction, generator=generator)[1]
     images, labels = validation.batch(slice(None))

@@ -157,7 +157,7 @@ class Estimated:
             step = self.sigma * directions
             pairs = [query(x + s) - query(x - s) for s in step]
             slopes = torch.stack(pairs) / (2 * self.sigma)
-        linear: Tensor = _LinearSurrogate.apply(x, scores, slopes, directions)  # type: ignore[no-untyped-call]
+        linear: Tensor = _LinearSurrogate.apply(x, scores, slopes, directions)
         return linear
 
     def _directions(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..nets import Architecture, architecture
 
 __all__ = ["MODEL_NAMES", "Recipe", "build_model", "recipe"]
 
-_VARIANTS: dict[str, dict[str, bool]] = {
+_VARIANTS: dict[str, dict[str, Any]] = {
     f"{prefix}abs": {
         "adversarial": "a" in prefix,
         "discriminative": "d" in prefix,
