@@ -62,6 +62,7 @@ QUICK = Suite(
             kind="fixed epsilon",
             name="L2ProjectedGradientDescentAttack",
             parameters={"steps": 20, "rel_stepsize": 0.125},
+            eot=3,
         ),
         Attack(
             key="deepfool-l2",

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ class TrainingConfig:
             )
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What the loop needs of a model."""
 
@@ -141,8 +142,8 @@ def fit(
     Raises:
         ValueError: If `folder` holds a checkpoint of another config, or the loss is no longer finite.
     """
-    if not hasattr(model, "training_loss"):
-        raise TypeError(f"Expected a model with a `training_loss`, but got {type(model).__name__}")
+    if not isinstance(model, Trainable):
+        raise TypeError(f"Expected a model with `phases` and `training_loss`, but got {type(model).__name__}")
     fabric = fabric or Fabric(devices=1, precision=config.precision)
     fabric.launch()
     generator = torch.Generator().manual_seed(config.seed)

@@ -63,7 +63,9 @@ def train_recipe(
     with isolated_rng(config.seed):
         model = build_model(name, dataset)
     _load_initial(model, plan.initial, dataset, initial)
-    strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
+    # Each phase of Algorithm 1 leaves the other's parameters unused.
+    several_phases = isinstance(model, LatentClassifier) and len(model.phases) > 1
+    strategy = DDPStrategy(find_unused_parameters=several_phases) if devices > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=config.precision)
     training = load_dataset(dataset, "train", root=root)
     result = fit(model, training, config=config, folder=folder, fabric=fabric, show_progress=show_progress)
