@@ -52,7 +52,7 @@ def draw_figure(results: Results, summary: Summary | None = None) -> Figure:
     figure.legend(
         handles=_legend(results),
         loc="outside lower center",
-        ncols=len(results.models) + 1,
+        ncols=len(results.models) + 1 if len(results.suite.norms) > 1 else 2,
         frameon=False,
         fontsize=FONT_SIZE,
     )
@@ -127,6 +127,8 @@ def _legend(results: Results) -> list[Line2D]:
         title = results.suite.model(model).title
         handles.append(Line2D([], [], color=color, linestyle=line, marker=marker, markersize=4, label=title))
     label = "all attacks at the table's ε, 95 % interval"
+    if len(results.suite.norms) == 1:  # the figure is only one panel wide
+        label = "all attacks, 95 % interval"
     return [
         *handles,
         Line2D([], [], color="0.4", linestyle="none", marker="o", markerfacecolor="white", label=label),
