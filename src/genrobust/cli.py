@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
 try:
     import typer
     from rich.console import Console
@@ -162,7 +160,6 @@ def _keep_freed_memory() -> None:
 def main() -> None:
     """Run the command line; a user's mistake ends in one line, not in a traceback."""
     _keep_freed_memory()
-    torch.set_float32_matmul_precision("highest")
     try:
         app()
     except (ValueError, FileNotFoundError) as error:

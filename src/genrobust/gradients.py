@@ -77,7 +77,7 @@ class Envelope:
         def score(x: Tensor, start: Posterior) -> Tensor:
             noise = model.noise.stream(part=1)
             with torch.no_grad():
-                posterior = _refined(model, x, start, noise, steps=model.budget.steps)
+                posterior = _refined(model, x, start, noise)
                 reconstruction, prior_term = model.objective.draw(posterior, noise)
             return -(squared_error(x[:, None], reconstruction) + prior_term)
 
@@ -106,7 +106,7 @@ class Unrolled:
 
         def score(x: Tensor, start: Posterior) -> Tensor:
             noise = model.noise.stream(part=1)
-            posterior = _refined(model, x, start, noise, steps=model.budget.steps, unrolled=unrolled)
+            posterior = _refined(model, x, start, noise, unrolled=unrolled)
             return -model.objective.at(x, posterior, noise)
 
         return _in_chunks(model, x, score)
@@ -268,9 +268,10 @@ def expectation(
 
 
 def _refined(
-    model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, steps: int, unrolled: int = 0
+    model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, unrolled: int = 0
 ) -> Posterior:
-    return refine(model.objective, x, start, noise, budget=model.budget, steps=steps, unrolled=unrolled)
+    budget = model.budget
+    return refine(model.objective, x, start, noise, budget=budget, steps=budget.steps, unrolled=unrolled)
 
 
 def _in_chunks(
