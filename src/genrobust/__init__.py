@@ -15,7 +15,12 @@ from .models.eabs import EABS, EABSConfig
 from .nets import Architecture, DecoderBank, architecture
 
 if TYPE_CHECKING:
+    from .adapters._advertorch import wrap_for_advertorch as wrap_for_advertorch
+    from .adapters._art import wrap_for_art as wrap_for_art
     from .adapters._foolbox import wrap_for_foolbox as wrap_for_foolbox
+    from .adapters._robustbench import wrap_for_robustbench as wrap_for_robustbench
+    from .adapters._torchattacks import wrap_for_torchattacks as wrap_for_torchattacks
+    from .adapters.verification import Verification, attack_every_class, verify
     from .data import load_dataset
     from .zoo import list_models, load_model
 
@@ -39,18 +44,28 @@ __all__ = [
     "InferenceBudget",
     "Prediction",
     "Unrolled",
+    "Verification",
     "architecture",
+    "attack_every_class",
     "expectation",
     "list_models",
     "load_dataset",
     "load_model",
+    "verify",
 ]
 
 _LAZY = {
+    "Verification": ".adapters.verification",
+    "attack_every_class": ".adapters.verification",
     "list_models": ".zoo",
     "load_dataset": ".data",
     "load_model": ".zoo",
+    "verify": ".adapters.verification",
+    "wrap_for_advertorch": ".adapters._advertorch",
+    "wrap_for_art": ".adapters._art",
     "wrap_for_foolbox": ".adapters._foolbox",
+    "wrap_for_robustbench": ".adapters._robustbench",
+    "wrap_for_torchattacks": ".adapters._torchattacks",
 }
 
 

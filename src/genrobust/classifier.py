@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from .randomness import Mode
 
-__all__ = ["Classifier", "GenerativeClassifier", "Prediction", "check_images"]
+__all__ = [
+    "Classifier",
+    "GenerativeClassifier",
+    "Prediction",
+    "check_images",
+    "check_layout",
+    "check_range",
+    "valid_images",
+]
 
 RANGE_TOLERANCE = 1e-6
 
@@ -21,7 +29,7 @@ class Prediction:
     """What a classifier decided about a batch.
 
     Attributes:
-        labels: The decision, shape (B,).
+        labels: The decision, shape (B,); K where it is to refuse.
         probabilities: p(y | x), shape (B, K).
         rejected: True where the classifier refuses to decide, shape (B,).
         scores: The class scores (generative: nats; otherwise the logits), shape (B, K).
@@ -49,6 +57,13 @@ def check_images(
             or outside [0, 1] by more than 1e-6.
         TypeError: If `x` is no tensor.
     """
+    check_layout(x, input_shape=input_shape, device=device)
+    check_range(x.detach())
+    return x.to(dtype)
+
+
+def check_layout(x: Tensor, *, input_shape: tuple[int, int, int], device: torch.device) -> None:
+    """Check what does not depend on the values: type, shape, dtype and device; see `check_images`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"Expected `x` to be a torch.Tensor, but got {type(x).__name__}")
     if x.ndim != 4 or tuple(x.shape[1:]) != input_shape:
@@ -59,12 +74,16 @@ def check_images(
         raise ValueError(f"Expected `x` to have a floating dtype, but got {x.dtype}{hint}")
     if x.device != device:
         raise ValueError(f"Expected `x` on {device}, where the model is, but got {x.device}")
-    if x.shape[0]:
-        _check_range(x.detach())
-    return x.to(dtype)
 
 
-def _check_range(x: Tensor) -> None:
+def check_range(x: Tensor) -> None:
+    """Check that all values are finite and in [0, 1], up to 1e-6.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not x.numel():
+        return
     low, high = (float(bound) for bound in x.aminmax())
     if not (low - low == 0.0 and high - high == 0.0):  # inf - inf and nan - nan are nan
         bad = int((~x.isfinite()).sum())
@@ -74,6 +93,12 @@ def _check_range(x: Tensor) -> None:
         raise ValueError(f"Expected `x` in [0, 1], but got a maximum of {high:.7g}{hint}")
     if low < -RANGE_TOLERANCE:
         raise ValueError(f"Expected `x` in [0, 1], but got a minimum of {low:.7g}")
+
+
+def valid_images(x: Float[Tensor, "batch channels height width"]) -> Bool[Tensor, " batch"]:
+    """Say which images are finite and in [0, 1], up to 1e-6."""
+    inside = (x >= -RANGE_TOLERANCE) & (x <= 1 + RANGE_TOLERANCE)  # False for NaN too
+    return inside.flatten(1).all(1)
 
 
 class Classifier(nn.Module, ABC):
@@ -87,15 +112,22 @@ class Classifier(nn.Module, ABC):
         input_shape: (C, H, W).
         num_classes: K.
         randomized: Whether a decision depends on drawn noise.
+        rejects: Whether the logits have a further column K, "reject".
     """
 
     randomized = False
+    rejects = False
 
     def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         self.input_shape = input_shape
         self.num_classes = num_classes
         self.training = False
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of the logits: K, or K + 1 when the classifier may reject."""
+        return self.num_classes + self.rejects
 
     @abstractmethod
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
@@ -119,9 +151,9 @@ class Classifier(nn.Module, ABC):
         logits = self(x)
         return Prediction(
             labels=logits.argmax(1),
-            probabilities=logits.softmax(1),
-            rejected=torch.zeros(len(logits), dtype=torch.bool, device=logits.device),
-            scores=logits,
+            probabilities=logits[:, : self.num_classes].softmax(1),
+            rejected=logits.argmax(1) >= self.num_classes,
+            scores=logits[:, : self.num_classes],
         )
 
     def train(self, mode: bool = True) -> Self:

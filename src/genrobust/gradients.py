@@ -215,6 +215,7 @@ class Expectation(GenerativeClassifier):
         self.model = model
         self.samples = samples
         self.randomized = model.randomized
+        self.rejects = model.rejects
 
     def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """Give the log-mean-exp of `samples` draws; all draws run as one batch."""

@@ -1,0 +1,1 @@
+"""What attacks each toolkit has, as data: readable without the toolkit."""

@@ -1,0 +1,137 @@
+"""What an attack is shown of a model: expected logits, probabilities, or decisions that repeat."""
+
+import warnings
+from typing import Literal, final, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
+from .gradients import expectation
+
+__all__ = ["InvalidQueryWarning", "Majority", "Output", "Probabilities", "Tolerant", "attack_view"]
+
+Output = Literal["logits", "probabilities", "decisions"]
+
+OVERSHOOT = 0.5  # an attack strays this far from [0, 1] at most; images of another scale are further out
+_FIRST_DRAW = 1 << 20  # apart from the seeds that models are used with
+
+
+class InvalidQueryWarning(UserWarning):
+    """An attack asked about something that is no image in [0, 1], and was answered NaN."""
+
+
+def attack_view(model: Classifier, *, eot: int = 1, output: Output = "logits", seed: int = 0) -> "Tolerant":
+    """Give the module that a toolkit attacks.
+
+    Args:
+        model: A classifier of this package.
+        eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
+            above 1 a query is the log-mean-exp of class scores over fresh draws, or their majority.
+        output: `"logits"`; `"probabilities"`, p(y | x), for attacks that expect rows that sum to one;
+            `"decisions"`, for decision-based attacks: with several draws the majority's decision, from the
+            same draws at every query, because these attacks fail where a decision does not repeat.
+        seed: Of those draws.
+
+    Raises:
+        ValueError: If `eot` is below 1, or above 1 for a model without randomness, or `output` is unknown.
+    """
+    if output not in get_args(Output):
+        raise ValueError(f"Expected `output` out of {sorted(get_args(Output))}, but got {output!r}")
+    if eot < 1:
+        raise ValueError(f"Expected `eot` of at least 1, but got {eot}")
+    if eot > 1:
+        if not (isinstance(model, GenerativeClassifier) and model.randomized):
+            raise ValueError(
+                f"Expected `eot` of 1 for {type(model).__name__}, which draws no noise, but got {eot}"
+            )
+        if output == "decisions":
+            return Tolerant(Majority(model, draws=eot, seed=seed))
+        model = expectation(model, eot, generator=torch.Generator().manual_seed(seed))
+    return Tolerant(Probabilities(model) if output == "probabilities" else model)
+
+
+class _View(Classifier):
+    """Abstract: another face of a classifier, with its shapes and weights."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__(input_shape=model.input_shape, num_classes=model.num_classes)
+        self.model = model
+        self.rejects = model.rejects
+
+
+@final
+class Probabilities(_View):
+    """Answers p(y | x): rows sum to one, and argmax is still the decision. Differentiable."""
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        """Give the model's own p(y | x); where it may reject, the softmax of its K + 1 logits."""
+        if isinstance(self.model, GenerativeClassifier) and not self.rejects:
+            return self.model.probabilities(self.model.class_scores(x))
+        return self.model.logits(x).softmax(1)
+
+
+@final
+class Majority(_View):
+    """Decides by majority of draws of the model's noise, the same draws at every query. No gradient.
+
+    Each draw is a fixed sequence of noise, so that the decision is a function of the image: decision-based
+    attacks walk along a boundary that must be there again at the next query.
+    """
+
+    def __init__(self, model: GenerativeClassifier, *, draws: int, seed: int = 0) -> None:
+        super().__init__(model)
+        first = _FIRST_DRAW + draws * seed
+        self._draws = [model.with_randomness("fixed", seed=draw) for draw in range(first, first + draws)]
+
+    @torch.no_grad()
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        """Give the log of each column's share of the votes; mean probabilities break ties."""
+        answers = torch.stack([draw.logits(x) for draw in self._draws])
+        votes = torch.zeros_like(answers).scatter_(2, answers.argmax(2, keepdim=True), 1).sum(0)
+        shares = (votes + 0.5 * answers.softmax(2).mean(0)) / (len(answers) + 0.5)
+        return shares.log()
+
+
+@final
+class Tolerant(nn.Module):
+    """Answers NaN, with a warning, where a toolkit asks about something that is no image.
+
+    Some attacks leave [0, 1], or divide by a vanished gradient, and ask the model about the result. A refusal
+    would end the attack on the images beside it too; with NaN the toolkit goes on, and verification judges
+    what it returns.
+
+    Attributes:
+        model: The classifier that answers.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
+        """Give the model's logits; NaN, with gradient zero, for rows that are no images.
+
+        Raises:
+            ValueError: If `x` is no batch of images of this model, or of another scale than [0, 1].
+            TypeError: If `x` is no tensor.
+        """
+        device = next(self.model.parameters()).device
+        check_layout(x, input_shape=self.model.input_shape, device=device)
+        values = x.detach()
+        valid = valid_images(values)
+        if valid.all():
+            logits: Tensor = self.model(x)
+            return logits
+        finite = values[values.isfinite()]
+        if len(finite) and (finite.min() < -OVERSHOOT or finite.max() > 1 + OVERSHOOT):
+            check_range(finite)
+        warnings.warn(
+            f"Answered NaN to {int((~valid).sum())} of {len(x)} images: not finite, or outside of [0, 1]",
+            InvalidQueryWarning,
+            stacklevel=2,
+        )
+        answers: Tensor = self.model(x[valid])
+        return answers.new_full((len(x), answers.shape[1]), torch.nan).index_put((valid,), answers)
