@@ -193,12 +193,14 @@ def distance(
 
     `"l0"` counts changed pixels: a pixel with several channels counts once.
     """
-    delta = perturbation.double().nan_to_num(nan=torch.inf)
+    delta = perturbation.double()
+    finite = delta.isfinite().flatten(1).all(1)
     if norm == "l0":
-        count = (delta != 0).any(1).flatten(1).sum(1).double()
-        return torch.where(delta.isfinite().flatten(1).all(1), count, torch.inf)
-    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
-    return torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+        norms = (delta != 0).any(1).flatten(1).sum(1).double()
+    else:
+        order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+        norms = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+    return norms.where(finite, torch.inf)
 
 
 def within(distances: Float[Tensor, " batch"], epsilon: float) -> Bool[Tensor, " batch"]:

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+
+from genrobust import ABS, CNN, EABS
 from genrobust.benchmarks.results import Results
 from genrobust.benchmarks.shipped import QUICK
 from genrobust.benchmarks.suites import Attack, Suite, ThreatModel
-
-from genrobust import ABS, CNN, EABS
 from genrobust.data import ImageDataset, load_dataset
 from genrobust.randomness import isolated_rng
 

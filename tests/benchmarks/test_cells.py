@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from genrobust.benchmarks.cells import SCHEMA, Cell, derived_seed, read_cell, write_cell
 
 CELL = Cell(model="cnn", attack="fgsm", epsilon=0.2, batch=3)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from eagerpy.astensor import astensor
+from torch import Tensor, nn
+
+from genrobust import CNN, EABS, GenerativeClassifier
 from genrobust.benchmarks.cells import Cell
 from genrobust.benchmarks.execution import Experiment, execute
 from genrobust.benchmarks.scoring import NO_PREDICTION, fresh_variant, rescore, within
 from genrobust.benchmarks.shipped import QUICK
 from genrobust.benchmarks.suites import Attack
 from genrobust.benchmarks.toolkits import Crafted
-from torch import Tensor, nn
-
-from genrobust import CNN, EABS, GenerativeClassifier
 from genrobust.classifier import Classifier
 from genrobust.data import ImageDataset
 

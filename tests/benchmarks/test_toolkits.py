@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from eagerpy.astensor import astensor
+
+from genrobust import ABS, CNN, EABS
 from genrobust.benchmarks.shipped import QUICK
 from genrobust.benchmarks.suites import Attack
 from genrobust.benchmarks.toolkits import build_attack, craft, starting_points, valid_images
-
-from genrobust import ABS, CNN, EABS
 from genrobust.classifier import Classifier
 from genrobust.data import ImageDataset
 
