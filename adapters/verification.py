@@ -18,8 +18,8 @@ __all__ = [
     "attack_every_class",
     "distance",
     "fresh_variant",
+    "reach",
     "verify",
-    "within",
 ]
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -115,7 +115,7 @@ def verify(
     judge = fresh_variant(model, seed=seed, codebook_seed=_CODEBOOK_SEED + seed)
     prediction, rejected = _decide(judge, images, valid)
     distances = distance(images - x, norm)
-    outside = torch.zeros_like(valid) if epsilon is None else ~within(distances, epsilon)
+    outside = distances > (torch.inf if epsilon is None else reach(epsilon))
     if claimed is None:
         own, refused = _decide(model, images, valid)
         claimed = valid & (own != y) & ~refused
@@ -203,9 +203,9 @@ def distance(
     return norms.where(finite, torch.inf)
 
 
-def within(distances: Float[Tensor, " batch"], epsilon: float) -> Bool[Tensor, " batch"]:
-    """Say which perturbations are within epsilon, up to the tolerance."""
-    return distances <= epsilon * (1 + BALL_TOLERANCE)
+def reach(epsilon: float) -> float:
+    """Give the largest distance that counts as within epsilon."""
+    return epsilon * (1 + BALL_TOLERANCE)
 
 
 def _check(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, epsilon: float | None) -> None:

@@ -106,6 +106,7 @@ def make_results() -> Callable[..., Results]:
                 "sample": [row[2] for row in rows],
                 "label": [0] * len(rows),
                 "clean_prediction": [0 if row[3] else 1 for row in rows],
+                "rejected": [False] * len(rows),
                 "claimed": [True] * len(rows),
                 "valid": [bool(np.isfinite(row[5])) for row in rows],
                 "success": [row[4] for row in rows],

@@ -17,6 +17,7 @@ COLUMNS: dict[str, Any] = {
     "label": [0, 1],
     "clean_prediction": [0, 1],
     "prediction": [None, 2],
+    "rejected": [False, False],
     "claimed": [True, True],
     "valid": [False, True],
     "success": [False, True],
