@@ -38,6 +38,7 @@ class Verification:
 
     Attributes:
         success: The verdict: an image, within the ball, that the model labels wrongly and does not reject.
+            Where there is no ball, a black image is none: it is what some attacks return when they fail.
         claimed: Where the toolkit, or the model as it was attacked, says that the attack succeeded.
         prediction: The decision by fresh randomness; K where rejected, -1 where there is no image.
         distance: Norm of the perturbation; infinite where the image is not finite.
@@ -116,13 +117,14 @@ def verify(
     prediction, rejected = _decide(judge, images, valid)
     distances = distance(images - x, norm)
     outside = distances > (torch.inf if epsilon is None else reach(epsilon))
+    black = (images == 0).flatten(1).all(1) & (x != 0).flatten(1).any(1)
     if claimed is None:
         own, refused = _decide(model, images, valid)
         claimed = valid & (own != y) & ~refused
     not_finite = ~images.isfinite().flatten(1).all(1)
-    clean_black = (x == 0).flatten(1).all(1)
+    success = valid & ~outside & (prediction != y) & ~rejected
     return Verification(
-        success=valid & ~outside & (prediction != y) & ~rejected,
+        success=success & ~black if epsilon is None else success,
         claimed=claimed,
         prediction=prediction,
         distance=distances,
@@ -130,7 +132,7 @@ def verify(
         outside_range=~valid & ~not_finite,
         outside_ball=outside,
         unchanged=(images == x).flatten(1).all(1),
-        black=(images == 0).flatten(1).all(1) & ~clean_black,
+        black=black,
         zero_gradient=_zero_gradient(model, x, y),
         rejected=rejected,
     )

@@ -1,8 +1,7 @@
 """The attacks of the toolkits, built and run as a suite's entries say."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import foolbox
@@ -73,7 +72,7 @@ def craft(
     if attack.start_from_images and pool is None:
         raise ValueError(f"Expected a `pool` of images for {attack.key!r}, but got none")
     built = build_attack(attack)
-    with _frozen(model), isolated_rng(seed), warnings.catch_warnings():
+    with isolated_rng(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", InvalidQueryWarning)  # re-scoring judges what comes of it
         target = wrap_for_foolbox(model, eot=eot, seed=seed)
         if pool is None or not attack.start_from_images:
@@ -135,16 +134,3 @@ def _run(
     bound = None if kind == "minimal norm" else epsilon
     _, clipped, claimed = run(target, images, labels, epsilons=bound, **arguments)
     return clipped.detach(), claimed.bool()
-
-
-@contextmanager
-def _frozen(model: Classifier) -> Iterator[None]:
-    """Keep the attacks' backward passes from collecting gradients in the weights."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

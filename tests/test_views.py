@@ -115,26 +115,40 @@ def test_a_decision_repeats_whatever_was_asked_before(make_model: Make, images: 
 
 
 @each_model
-def test_rows_that_are_no_images_get_nan_and_the_others_their_logits(
+def test_points_outside_are_answered_about_the_nearest_images(
     name: str, make_model: Make, images: Make
 ) -> None:
     model = make_model(name)
-    x = images(model, 4)
-    broken = x.clone()
-    broken[1, 0, 0, 0] = math.nan
-    broken[2] += 0.4
-    broken.requires_grad_()
-    with pytest.warns(InvalidQueryWarning, match="NaN to 2 of 4 images"):
-        logits = attack_view(model)(broken)
-    valid = [0, 3]
-    assert logits[1:3].isnan().all()
-    torch.testing.assert_close(logits[valid], model(x[valid]))
+    x = 1.8 * images(model, 4) - 0.4
+    x[1, 0, 0, 0] = math.nan
+    x[2] = images(model, 1, seed=1)[0]
+    leaf = x.clone().requires_grad_()
+    with pytest.warns(InvalidQueryWarning, match="outside of"):
+        logits = attack_view(model)(leaf)
+    finite = [0, 2, 3]
+    nearest = x[finite].clamp(0, 1).requires_grad_()
+    assert logits[1].isnan().all()
+    torch.testing.assert_close(logits[finite], model(nearest))
     logits[:, 0].nan_to_num().sum().backward()
-    clean = x[valid].requires_grad_()
-    model(clean)[:, 0].sum().backward()
-    assert broken.grad is not None
-    torch.testing.assert_close(broken.grad[valid], clean.grad)
-    assert (broken.grad[1:3] == 0).all()
+    model(nearest)[:, 0].sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad[finite], nearest.grad)
+    assert (leaf.grad[1] == 0).all()
+    assert (leaf.grad[finite][(x[finite] < 0) | (x[finite] > 1)] != 0).any()
+
+
+@each_model
+def test_backward_passes_leave_no_trace_in_the_weights(name: str, make_model: Make, images: Make) -> None:
+    model = make_model(name)
+    next(model.parameters()).requires_grad_(False)
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    view, leaf = attack_view(model), images(model, 2).requires_grad_()
+    for column in view(leaf).sum(0):
+        column.backward(retain_graph=True)
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
 
 
 def test_a_batch_without_an_image_gets_nan(make_model: Make, images: Make) -> None:
@@ -145,7 +159,7 @@ def test_a_batch_without_an_image_gets_nan(make_model: Make, images: Make) -> No
     assert logits.isnan().all()
 
 
-@given(scale=st.sampled_from([-1.0, 2.6, 255.0]))
+@given(scale=st.sampled_from([-2.0, 2.8, 255.0]))
 def test_images_of_another_scale_are_refused(make_model: Make, images: Make, scale: float) -> None:
     model = make_model("cnn")
     with pytest.raises(ValueError, match=r"Expected `x` in \[0, 1\], but got a"):

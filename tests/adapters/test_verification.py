@@ -75,6 +75,16 @@ def test_a_claim_that_falls_is_told() -> None:
     assert str(found) == "1 of 3 succeeded, 2 claimed, 1 fell"
 
 
+@pytest.mark.parametrize(("epsilon", "success"), [(None, False), (0.9, True), (0.5, False)])
+def test_a_black_image_succeeds_only_within_a_ball(epsilon: float | None, success: bool) -> None:
+    """Attacks that found nothing return it, and a model errs on it more often than not."""
+    bright = torch.ones(1, dtype=torch.long)
+    found = verify(Brightness(), gray(0.8), bright, gray(0.0), "linf", epsilon)
+    assert found.black.all()
+    assert found.claimed.all()
+    assert found.success.item() is success
+
+
 def test_rejected_is_no_success() -> None:
     model = Brightness(rejects=True)
     found = verify(model, gray(0.3, 0.3), DARK.repeat(2), gray(0.55, 0.8), "linf", None)
@@ -237,12 +247,12 @@ def test_every_class_is_tried_and_the_closest_example_kept() -> None:
         asked.append(targets)
         return gray(0.0, 0.5, 1.0)[targets]
 
-    best, found = attack_every_class(attack, Bands(), x, y, "l2", None)
+    best, found = attack_every_class(attack, Bands(), x, y, "l2", 3.0)
     assert torch.equal(torch.stack(asked).sort(0).values, torch.tensor([[1, 0, 0], [2, 2, 1]]))
     assert found.success.all()
     assert found.prediction.tolist() == [1, 0, 1]
     assert torch.equal(best, gray(0.5, 0.0, 0.5))
-    again = verify(Bands(), x, y, best, "l2", None)
+    again = verify(Bands(), x, y, best, "l2", 3.0)
     assert torch.equal(found.distance, again.distance)
 
 
