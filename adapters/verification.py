@@ -27,6 +27,7 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 BALL_TOLERANCE = 1e-4  # relative: float32 projections end a little outside of the ball
 NO_PREDICTION = -1  # of an image that is none, and was therefore never shown to the model
 _CODEBOOK_SEED = 2  # apart from the attacked model's own, which is 0 unless somebody chose it
+_NOISE_SEED = 1 << 30  # apart from the draws that an attack has seen, whatever their seed
 
 C = TypeVar("C", bound=Classifier)
 
@@ -113,7 +114,7 @@ def verify(
     _check(model, x, y, x_adv, norm, epsilon)
     images = x_adv.detach().to(device=x.device, dtype=x.dtype)
     valid = valid_images(images)
-    judge = fresh_variant(model, seed=seed, codebook_seed=_CODEBOOK_SEED + seed)
+    judge = fresh_variant(model, seed=_NOISE_SEED + seed, codebook_seed=_CODEBOOK_SEED + seed)
     prediction, rejected = _decide(judge, images, valid)
     distances = distance(images - x, norm)
     outside = distances > (torch.inf if epsilon is None else reach(epsilon))

@@ -123,7 +123,7 @@ def test_points_outside_are_answered_about_the_nearest_images(
     x[1, 0, 0, 0] = math.nan
     x[2] = images(model, 1, seed=1)[0]
     leaf = x.clone().requires_grad_()
-    with pytest.warns(InvalidQueryWarning, match="outside of"):
+    with pytest.warns(InvalidQueryWarning, match=r"outside of \[0, 1\], from nan"):
         logits = attack_view(model)(leaf)
     finite = [0, 2, 3]
     nearest = x[finite].clamp(0, 1).requires_grad_()
@@ -159,7 +159,7 @@ def test_a_batch_without_an_image_gets_nan(make_model: Make, images: Make) -> No
     assert logits.isnan().all()
 
 
-@given(scale=st.sampled_from([-2.0, 2.8, 255.0]))
+@given(scale=st.sampled_from([-10.0, 10.0, 255.0]))
 def test_images_of_another_scale_are_refused(make_model: Make, images: Make, scale: float) -> None:
     model = make_model("cnn")
     with pytest.raises(ValueError, match=r"Expected `x` in \[0, 1\], but got a"):

@@ -14,7 +14,7 @@ __all__ = ["AttackView", "InvalidQueryWarning", "Majority", "Output", "Probabili
 
 Output = Literal["logits", "probabilities", "decisions"]
 
-OVERSHOOT = 1.5  # no attack strays further from [0, 1]; 8-bit and standardised images do
+OVERSHOOT = 8.0  # no attack of the toolkits strays further from [0, 1]; 8-bit images do
 _FIRST_DRAW = 1 << 20  # apart from the seeds that models are used with
 
 
@@ -102,7 +102,8 @@ class AttackView(nn.Module):
     slightly outside of [0, 1]: they are answered about the nearest image, and gradients pass as they are.
     Attacks that divide by a vanished gradient ask about NaN: such rows are answered NaN, because a refusal
     would end the attack on the images beside them. Both with a warning; verification judges what comes of it.
-    Backward passes reach the images alone, so that weights collect no gradient.
+    Backward passes reach the images alone, so that weights collect no gradient; except in training mode, for
+    attacks that fine-tune the model (LGV).
 
     Attributes:
         model: The classifier that answers.
@@ -129,8 +130,8 @@ class AttackView(nn.Module):
         if len(finite) and (finite.min() < -OVERSHOOT or finite.max() > 1 + OVERSHOOT):
             check_range(finite)
         warnings.warn(
-            "An attack asked about points outside of [0, 1], and was answered about the nearest images, "
-            "or NaN where they are not finite",
+            f"An attack asked about points outside of [0, 1], from {values.min():.3g} to {values.max():.3g}, "
+            "and was answered about the nearest images, or NaN where they are not finite",
             InvalidQueryWarning,
             stacklevel=2,
         )
@@ -141,7 +142,7 @@ class AttackView(nn.Module):
         return answers.new_full((len(x), answers.shape[1]), torch.nan).index_put((valid,), answers)
 
     def _answer(self, x: Tensor) -> Tensor:
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trainable = [p for p in self.model.parameters() if p.requires_grad and not self.training]
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from genrobust import Classifier, attack_every_class, verify
+from genrobust import Classifier, InferenceBudget, attack_every_class, verify
 from genrobust.adapters.verification import NO_PREDICTION, distance, fresh_variant, reach
 
 Make = Callable[..., Any]
@@ -148,6 +148,15 @@ def test_the_judge_draws_anew_and_searches_elsewhere(make_model: Make, images: M
     assert judge.budget.seed != model.budget.seed
     cnn = make_model("cnn")
     assert fresh_variant(cnn, seed=1, codebook_seed=2) is cnn
+
+
+def test_the_verdict_replays_no_draw_of_an_attack(make_model: Make, images: Make) -> None:
+    model = make_model("eabs", inference=InferenceBudget(candidates=0, steps=0))
+    x = images(model, 200)
+    attacked = model.with_randomness("fresh", seed=0)(x).argmax(1)
+    repeated = fresh_variant(model, seed=0, codebook_seed=2)(x).argmax(1)
+    assert torch.equal(attacked, repeated), "one seed, two streams: nothing is tested"
+    assert not torch.equal(verify(model, x, attacked, x, "l2", 1.0).prediction, attacked)
 
 
 def test_an_example_of_the_fixed_noise_alone_falls(make_model: Make, images: Make) -> None:
