@@ -1,0 +1,310 @@
+"""torchattacks: `wrap_for_torchattacks(model)` gives an `nn.Module` that its attacks take unchanged."""
+
+import inspect
+import io
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
+from ..views import AttackView, Output, attack_view
+from .catalogues.torchattacks import TORCHATTACKS
+from .registry import AttackEntry, Crafted
+from .verification import distance
+
+try:
+    import torchattacks
+    from torchattacks.attack import Attack
+except ImportError as error:
+    raise ImportError(
+        "Expected torchattacks to be installed: pip install 'genrobust[torchattacks]'", name="torchattacks"
+    ) from error
+
+__all__ = [
+    "FunctionAttack",
+    "TorchattacksModel",
+    "as_torchattacks",
+    "craft",
+    "successes",
+    "wrap_for_torchattacks",
+]
+
+RADII = ("eps", "max_epsilon")  # what torchattacks calls the radius of the ball
+STRIDE = 2.5  # steps times step size, in radii: far enough to cross the ball (Madry et al. 2018)
+SEEDS = 1 << 31
+# Their first step writes into the clean images, whose pixels they then put back; the model was asked about
+# the nearest images.
+RETURN_BEYOND = ("EADL1", "EADEN")
+
+Crafting = Callable[[Tensor, Tensor], Tensor]
+
+
+@final
+class TorchattacksModel(nn.Module):
+    """A classifier as torchattacks' attacks need it.
+
+    torchattacks knows no bounds: attacks that look ahead, or add noise, ask about points outside of [0, 1],
+    and are answered about the nearest image, with the gradient there. Weights collect a gradient in training
+    mode alone, in which LGV fine-tunes: a generative classifier's as far as its reconstructions depend on
+    them, latents held. Every attack itself runs in evaluation mode.
+
+    Attributes:
+        num_classes: K.
+        num_columns: Columns of the answer: K, or K + 1 when the classifier may reject.
+        rejects: Whether the answer has a further column K, "reject".
+    """
+
+    def __init__(self, model: Classifier, view: AttackView, *, output: Output) -> None:
+        super().__init__()
+        self.view = view
+        self.output = output
+        self.input_shape = model.input_shape
+        self.num_classes = model.num_classes
+        self.num_columns = model.num_columns
+        self.rejects = model.rejects
+        self.eval()
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
+        """Answer a query; NaN for rows that are not finite.
+
+        Logits come shifted, each row so that its smallest is 1. Softmax, decision and differences stay; C&W,
+        EAD and the margin loss of UPGD mask logits with zeros before they take the largest, which is blind
+        where all logits are negative, as log-likelihoods are.
+
+        Shape: (B, C, H, W) -> (B, K), or (B, K + 1) when the classifier may reject.
+
+        Raises:
+            ValueError: If `x` is no batch of images of this model, or of another scale than [0, 1].
+            TypeError: If `x` is no tensor.
+        """
+        model: nn.Module = self.view
+        if self.training and isinstance(self.view.model, GenerativeClassifier):
+            model = self.view.model.with_gradient("unrolled")  # the envelope has no gradient in the weights
+        answers: Tensor = model(x)
+        if self.output != "logits":
+            return answers
+        return answers - answers.detach().amin(1, keepdim=True) + 1
+
+
+def wrap_for_torchattacks(
+    model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
+) -> TorchattacksModel:
+    """Wrap a classifier for torchattacks 3, whose attacks then take it as they take any `nn.Module`.
+
+    Args:
+        model: A classifier of this package.
+        eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
+            above 1 every query is the log-mean-exp of fresh draws, whose generator torchattacks does not know
+            and therefore cannot reset.
+        output: `"logits"`, `"probabilities"`, or `"decisions"` (the majority of draws that are the same at
+            every query).
+        seed: Of those draws.
+
+    Raises:
+        ImportError: If torchattacks is not installed.
+        ValueError: If `eot` is below 1, or above 1 for a model without randomness.
+    """
+    view = attack_view(model, eot=eot, output=output, seed=seed)
+    return TorchattacksModel(model, view, output=output)
+
+
+wrap = wrap_for_torchattacks
+
+
+def craft(
+    entry: AttackEntry,
+    target: TorchattacksModel,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"],
+    *,
+    epsilon: float | None = None,
+    targeted: bool = False,
+    **parameters: Any,
+) -> Crafted:
+    """Run one attack on one batch; see `registry.Implementation`.
+
+    What the parameters leave open is filled in: the radius, a step size that crosses the ball, the number of
+    classes, and a seed from torch's global generator, where torchattacks would take the clock or 0. JSMA,
+    which needs a class to reach, is told the most likely other one. MultiAttack takes names of attacks, and
+    LGV fine-tunes on the attacked images if it is given no `trainloader`. On a model that may reject, an
+    attack that can be targeted runs against every other class, and each image's closest success is kept.
+
+    torchattacks never says whether it succeeded.
+
+    Args:
+        entry: Which attack, with its parameters.
+        target: What `wrap_for_torchattacks` gave.
+        images: Images in [0, 1], on the model's device.
+        labels: Their classes; the classes to reach when `targeted`.
+        epsilon: Radius of the ball, for attacks that search within one; others look for the nearest example.
+        targeted: Whether `labels` are to be reached, not left.
+        **parameters: In place of the entry's.
+
+    Raises:
+        ValueError: If torchattacks has no such attack, if it takes other parameters, if it needs one radius
+            and gets none or two, if it cannot be targeted and is asked to be, or if LGV is to fine-tune a
+            model whose weights get no gradient.
+    """
+    if targeted and not entry.targeted:
+        raise ValueError(f"Expected `targeted` of False for {entry.name}, which cannot be told a class")
+    check_layout(images, input_shape=target.input_shape, device=next(target.parameters()).device)
+    check_range(images)
+    attack = _build(entry.name, parameters or entry.parameters, target, epsilon)
+    if entry.name == "LGV":
+        _collect(attack, images, labels)
+    if targeted:
+        attack.set_mode_targeted_by_label(quiet=True)
+    elif target.rejects and entry.targeted:
+        return Crafted(_through_every_class(attack, entry, target, images, labels))
+    elif entry.name == "JSMA":
+        attack.set_mode_targeted_least_likely(kth_min=target.num_columns - 1, quiet=True)
+    return Crafted(_run(attack, entry, images, labels))
+
+
+@torch.no_grad()
+def successes(
+    model: Classifier | TorchattacksModel,
+    x_adv: Float[Tensor, "batch channels height width"],
+    y: Int[Tensor, " batch"],
+) -> Bool[Tensor, " batch"]:
+    """Say which rows are images that the model labels wrongly and does not reject.
+
+    torchattacks itself, in MultiAttack and AutoAttack, takes "reject" for one more wrong class.
+
+    Args:
+        model: A classifier, or what `wrap_for_torchattacks` gave.
+        x_adv: What an attack returned, not necessarily finite or in [0, 1].
+        y: The classes of the clean images.
+    """
+    valid = valid_images(x_adv)
+    found = torch.zeros_like(valid)
+    if valid.any():
+        decision = model(x_adv[valid]).argmax(1)
+        found[valid] = (decision != y[valid]) & (decision < model.num_classes)
+    return found
+
+
+def as_torchattacks(
+    name: str, model: nn.Module, attack: Crafting, *, targeted_attack: Crafting | None = None
+) -> "FunctionAttack":
+    """Make an attack of torchattacks of a function, such as another toolkit's attack.
+
+    It works with MultiAttack (which asks that all its attacks share one `model`), `save`, and, with a
+    `targeted_attack`, every way of torchattacks to choose target labels.
+
+    Args:
+        name: What it is called.
+        model: What `wrap_for_torchattacks` gave: torchattacks asks it whether the attack succeeded.
+        attack: Gives adversarial images for images and their classes, as tensors on the model's device.
+        targeted_attack: Gives them for images and the classes to reach.
+    """
+    return FunctionAttack(name, model, attack, targeted_attack)
+
+
+@final
+class FunctionAttack(Attack):  # type: ignore[misc]  # torchattacks has no types
+    """A function in the place of an attack of torchattacks; see `as_torchattacks`."""
+
+    def __init__(
+        self, name: str, model: nn.Module, attack: Crafting, targeted_attack: Crafting | None
+    ) -> None:
+        super().__init__(name, model)
+        self.untargeted_attack = attack
+        self.targeted_attack = targeted_attack
+        self.supported_mode = ["default"] if targeted_attack is None else ["default", "targeted"]
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Give adversarial images."""
+        images = images.detach().clone().to(self.device)
+        labels = labels.detach().clone().to(self.device)
+        if self.targeted and self.targeted_attack is not None:
+            return self.targeted_attack(images, self.get_target_label(images, labels)).detach()
+        return self.untargeted_attack(images, labels).detach()
+
+
+def _build(
+    name: str, parameters: Mapping[str, Any], target: TorchattacksModel, epsilon: float | None
+) -> Attack:
+    found = getattr(torchattacks, name, None)
+    if not (isinstance(found, type) and issubclass(found, Attack)):
+        raise ValueError(f"Expected an attack of torchattacks {torchattacks.__version__}, but got {name!r}")
+    try:
+        if name == "MultiAttack":
+            return _multi_attack(parameters, target, epsilon)
+        return found(target, **_completed(found, parameters, target, epsilon))
+    except TypeError as error:
+        raise ValueError(f"Expected `parameters` that {name} takes: {error}") from error
+
+
+def _completed(
+    attack: Any, parameters: Mapping[str, Any], target: TorchattacksModel, epsilon: float | None
+) -> dict[str, Any]:
+    """Add to the parameters what depends on the batch, on the model, or on the caller's seed."""
+    taken = dict(inspect.signature(attack).parameters)
+    if attack is torchattacks.LGV:  # hands what it does not know to the attack that it makes
+        taken |= inspect.signature(parameters.get("attack_class", torchattacks.BIM)).parameters
+    arguments = dict(parameters)
+    radius = next((name for name in RADII if name in taken), "")
+    if radius:
+        if (epsilon is None) != (radius in arguments):
+            raise ValueError(
+                f"Expected one radius for {attack.__name__}, `epsilon` or {radius!r}, "
+                f"but got {epsilon} and {arguments.get(radius)}"
+            )
+        arguments.setdefault(radius, epsilon)
+    if "alpha" in taken and "alpha" not in arguments:
+        steps = arguments.get("steps", taken["steps"].default if "steps" in taken else 2)
+        arguments["alpha"] = STRIDE * arguments[radius] / steps
+    if "n_classes" in taken:
+        arguments.setdefault("n_classes", target.num_columns)
+    if "seed" in taken and "seed" not in arguments:
+        arguments["seed"] = int(torch.randint(SEEDS, ()))
+    if "trainloader" in taken:
+        arguments = {"trainloader": None, "verbose": False, **arguments}
+    return arguments
+
+
+def _multi_attack(parameters: Mapping[str, Any], target: TorchattacksModel, epsilon: float | None) -> Attack:
+    parts = [
+        _build(part, TORCHATTACKS.attack(part).parameters, target, epsilon) if isinstance(part, str) else part
+        for part in parameters.get("attacks", ())
+    ]
+    return torchattacks.MultiAttack(**{**parameters, "attacks": parts})
+
+
+def _collect(attack: Attack, images: Tensor, labels: Tensor) -> None:
+    """Have LGV fine-tune its copy of the model, without its progress bar."""
+    attack.model.train()
+    if not attack.model(images[:1]).requires_grad:
+        raise ValueError("Expected logits with a gradient in the weights, which LGV fine-tunes, but got none")
+    attack.model.eval()
+    if attack.trainloader is None:
+        attack.trainloader = [(images, labels)]
+    with redirect_stderr(io.StringIO()):
+        attack.collect_models()
+
+
+def _run(attack: Attack, entry: AttackEntry, images: Tensor, labels: Tensor) -> Tensor:
+    found: Tensor = attack(images, labels).detach()
+    return found.clamp(0, 1) if entry.name in RETURN_BEYOND else found
+
+
+def _through_every_class(
+    attack: Attack, entry: AttackEntry, target: TorchattacksModel, images: Tensor, labels: Tensor
+) -> Tensor:
+    norm = "l2" if entry.norm == "other" else entry.norm
+    attack.set_mode_targeted_by_label(quiet=True)
+    best, nearest = images, torch.full((len(images),), torch.inf, dtype=torch.double, device=images.device)
+    for shift in range(1, target.num_classes):
+        found = _run(attack, entry, images, (labels + shift) % target.num_classes).to(images)
+        lengths = distance(found - images, norm)
+        better = successes(target, found, labels) & (lengths < nearest)
+        best = torch.where(better[:, None, None, None], found, best)
+        nearest = torch.where(better, lengths, nearest)
+    return best
