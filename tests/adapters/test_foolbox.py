@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genrobust import Estimated, Unrolled, expectation
 from genrobust.randomness import isolated_rng
+from genrobust.views import InvalidQueryWarning
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*scipy.ndimage.filters.*", category=DeprecationWarning)
@@ -76,6 +77,12 @@ def run_attack(attack: Any, fmodel: Any, x: Tensor, criterion: Any, **settings: 
         return attack(fmodel, x, criterion, **settings)
 
 
+def input_gradient(model: Any, x: Tensor, labels: Tensor) -> Tensor:
+    leaf = x.detach().clone().requires_grad_()
+    loss = nn.functional.cross_entropy(model(leaf), labels, reduction="sum")
+    return torch.autograd.grad(loss, leaf)[0]
+
+
 def losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return nn.functional.cross_entropy(model(x), y, reduction="none").double()
@@ -121,14 +128,70 @@ def test_wrapping_changes_nothing(name: str, make_victim: Make) -> None:
     run_attack(foolbox.attacks.LinfPGD(steps=2), wrap_for_foolbox(model), x, labels, epsilons=0.1)
     assert torch.equal(model(x), expected)
     assert all(map(torch.equal, model.parameters(), weights))
-    assert all(parameter.grad is None for parameter in model.parameters()) or name == "cnn"
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_what_the_model_refuses_foolbox_reports(make_victim: Make) -> None:
     model = make_victim("cnn")
     x, _ = chosen(model)
-    with pytest.raises(ValueError, match=r"`x` in \[0, 1\], but got a maximum"):
-        wrap_for_foolbox(model)(x + 1)
+    with pytest.raises(ValueError, match=r"`x` in \[0, 1\], but got a maximum of .*: divide by 255"):
+        wrap_for_foolbox(model)(x * 255)
+
+
+@each_model
+def test_the_gradient_is_the_models_own_at_the_bounds_too(name: str, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    x[:, :, :2], x[:, :, 2:4] = 0, 1
+    expected = input_gradient(model, x, labels)
+    assert (expected[:, :, :4] != 0).any()
+    torch.testing.assert_close(input_gradient(wrap_for_foolbox(model), x, labels), expected)
+
+
+def test_one_answer_is_differentiated_several_times(make_victim: Make) -> None:
+    model = make_victim("eabs")
+    x, _ = chosen(model)
+    leaf = x.requires_grad_()
+    logits = wrap_for_foolbox(model)(leaf)
+    first, second = (torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)[0] for k in (0, 1))
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(
+        first, torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)[0], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_answered_nan(value: float, make_victim: Make) -> None:
+    model = make_victim("cnn")
+    x, _ = chosen(model)
+    x[1, 0, 2, 2] = value
+    with pytest.warns(InvalidQueryWarning):
+        logits = wrap_for_foolbox(model)(x)
+    assert logits[1].isnan().all()
+    assert torch.equal(logits[[0, 2, 3]], model(x[[0, 2, 3]]))
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_images_of_any_floating_dtype_are_attacked(name: str, dtype: torch.dtype, make_victim: Make) -> None:
+    model = make_victim(name)
+    x, labels = chosen(model)
+    _, clipped, _ = run_attack(
+        GRADIENT_ATTACKS["LinfPGD"], wrap_for_foolbox(model), x.to(dtype), labels, epsilons=0.2
+    )
+    assert clipped.dtype == dtype
+    assert (losses(model, clipped, labels) > losses(model, x, labels)).all()
+
+
+@pytest.mark.parametrize("name", ["cnn", "eabs"])
+def test_models_in_double_precision_are_attacked(name: str, make_model: Make) -> None:
+    model = make_model(name, dtype=torch.float64)
+    x = bright_images(model, 4).double()
+    labels = model(x).argmax(1)
+    _, clipped, _ = run_attack(GRADIENT_ATTACKS["LinfPGD"], wrap_for_foolbox(model), x, labels, epsilons=0.2)
+    assert clipped.dtype == torch.float64
+    assert (losses(model, clipped, labels) > losses(model, x, labels)).all()
 
 
 # Attacks.
@@ -139,10 +202,8 @@ def test_fgsm_steps_along_the_sign_of_the_models_gradient(name: str, make_victim
     model = make_victim(name)
     x, labels = chosen(model)
     _, clipped, _ = run_attack(GRADIENT_ATTACKS["FGSM"], wrap_for_foolbox(model), x, labels, epsilons=0.1)
-    leaf = x.clone().requires_grad_()
-    nn.functional.cross_entropy(model(leaf), labels, reduction="sum").backward()
-    assert leaf.grad is not None
-    torch.testing.assert_close(clipped, (x + 0.1 * leaf.grad.sign()).clamp(0, 1))
+    expected = x + 0.1 * input_gradient(model, x, labels).sign()
+    torch.testing.assert_close(clipped, expected.clamp(0, 1))
 
 
 @each_model
@@ -263,6 +324,53 @@ def test_attacks_run_under_eot(make_victim: Make) -> None:
     )
     rescored = expectation(model, 20)
     assert losses(rescored, clipped, labels).mean() > losses(rescored, x, labels).mean()
+
+
+def test_the_layout_of_images_is_known_under_eot(make_victim: Make) -> None:
+    model = make_victim("eabs")
+    x, labels = chosen(model)
+    fmodel = wrap_for_foolbox(model, eot=2)
+    assert fmodel.data_format == "channels_first"
+    attack = foolbox.attacks.GaussianBlurAttack(steps=5)
+    _, clipped, _ = run_attack(attack, fmodel, x, labels, epsilons=None)
+    assert clipped.shape == x.shape
+
+
+BLEND = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack(steps=10)
+RANDOM_WALKS = {
+    "Boundary": foolbox.attacks.BoundaryAttack(BLEND, steps=5),
+    "HopSkipJump": foolbox.attacks.HopSkipJumpAttack(BLEND, steps=1, initial_gradient_eval_steps=5),
+    "Pointwise": foolbox.attacks.PointwiseAttack(
+        foolbox.attacks.SaltAndPepperNoiseAttack(steps=10), l2_binary_search=False
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", RANDOM_WALKS)
+def test_decision_attacks_find_their_start_on_a_random_model(attack: str, make_victim: Make) -> None:
+    model = make_victim("eabs").with_inference(candidates=8, steps=0)
+    fmodel = wrap_for_foolbox(model, eot=5, output="decisions")
+    noise = fmodel(torch.rand((20, *model.input_shape), generator=torch.Generator().manual_seed(0)))
+    x = bright_images(model)
+    labels = fmodel(x).argmax(1)
+    unlike_noise = (labels != noise.argmax(1).mode().values).nonzero()[:4, 0]
+    x, labels = x[unlike_noise], labels[unlike_noise]
+    _, clipped, success = run_attack(RANDOM_WALKS[attack], fmodel, x, labels, epsilons=None)
+    assert success.all()
+    assert (fmodel(clipped).argmax(1) != labels).all()
+
+
+def test_decisions_have_no_gradient(make_victim: Make) -> None:
+    model = make_victim("eabs")
+    x, labels = chosen(model)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        run_attack(
+            GRADIENT_ATTACKS["FGSM"],
+            wrap_for_foolbox(model, eot=3, output="decisions"),
+            x,
+            labels,
+            epsilons=0.1,
+        )
 
 
 @pytest.mark.parametrize(
