@@ -145,8 +145,11 @@ class Detector:
         Raises:
             ValueError: If a label is no class of the model, or the model lacks what the evidence needs.
         """
+        _check_labels(y, model)
+        if self.evidence == "distance":
+            return _distances(model, x, y)
         references = torch.tensor(self.references, dtype=x.dtype, device=x.device)
-        return _scores(self.evidence, model, x, y, references)
+        return _suspicion(self.evidence, model, model.class_scores(x), y, references)
 
     @torch.no_grad()
     def flags(
@@ -198,9 +201,16 @@ def calibrate_detector(
     _check_evidence(evidence)
     if false_positive_rate is not None and not 0 < false_positive_rate < 1:
         raise ValueError(f"Expected `false_positive_rate` in (0, 1), but got {false_positive_rate}")
-    references = _references(model, x, y) if evidence == "kl" else x.new_zeros(0)
-    pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
-    scores = torch.cat([_scores(evidence, model, images, labels, references) for images, labels in pairs])
+    _check_labels(y, model)
+    references = x.new_zeros(0)
+    if evidence == "distance":
+        pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+        scores = torch.cat([_distances(model, images, labels) for images, labels in pairs])
+    else:
+        class_scores = torch.cat([model.class_scores(images) for images in x.split(_BATCH)])
+        if evidence == "kl":
+            references = _references(model, class_scores, y)
+        scores = _suspicion(evidence, model, class_scores, y, references)
     groups = [scores[y == k] for k in range(model.num_classes)] if per_class else [scores]
     return Detector(
         evidence=evidence,
@@ -233,31 +243,33 @@ def _detector(*, thresholds: list[float], references: list[list[float]], **field
     return Detector(thresholds=tuple(thresholds), references=tuple(map(tuple, references)), **fields)
 
 
-def _scores(
-    evidence: Evidence, model: GenerativeClassifier, x: Tensor, y: Tensor, references: Tensor
+def _distances(model: GenerativeClassifier, x: Tensor, y: Tensor) -> Float[Tensor, " batch"]:
+    distances: Tensor = (x - reconstruction(model, x, y)).flatten(1).norm(dim=1)
+    return distances
+
+
+def _suspicion(
+    evidence: Evidence, model: GenerativeClassifier, class_scores: Tensor, y: Tensor, references: Tensor
 ) -> Float[Tensor, " batch"]:
-    _check_labels(y, model)
-    if evidence == "distance":
-        distances: Tensor = (x - reconstruction(model, x, y)).flatten(1).norm(dim=1)
-        return distances
-    scores = model.class_scores(x)
+    """Score by what the model says of all classes."""
     if evidence == "marginal":
-        return -scores.logsumexp(1)
+        return -class_scores.logsumexp(1)
     if evidence == "logit":
-        return -scores.gather(1, y[:, None]).squeeze(1)
+        return -class_scores.gather(1, y[:, None]).squeeze(1)
     expected = references[y]
-    return (torch.xlogy(expected, expected) - expected * _log_probabilities(model, scores)).sum(1)
+    return (torch.xlogy(expected, expected) - expected * _log_probabilities(model, class_scores)).sum(1)
 
 
 def _log_probabilities(model: GenerativeClassifier, scores: Tensor) -> Float[Tensor, "batch classes"]:
     return model.scores_to_logits(scores)[:, : model.num_classes].log_softmax(1)
 
 
-def _references(model: GenerativeClassifier, x: Tensor, y: Tensor) -> Float[Tensor, "classes columns"]:
+def _references(
+    model: GenerativeClassifier, class_scores: Tensor, y: Tensor
+) -> Float[Tensor, "classes columns"]:
     """Mean p(. | x) of the images of every class."""
-    log_probabilities = [_log_probabilities(model, model.class_scores(images)) for images in x.split(_BATCH)]
-    probabilities = torch.cat(log_probabilities).exp()
-    members = torch.nn.functional.one_hot(y, model.num_classes).to(x.dtype)
+    probabilities = _log_probabilities(model, class_scores).exp()
+    members = torch.nn.functional.one_hot(y, model.num_classes).to(probabilities.dtype)
     if not members.sum(0).all():
         raise ValueError("Expected images of every class, but a class has none")
     return members.T @ probabilities / members.sum(0)[:, None]
