@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from genrobust import DeepBayes, DeepBayesConfig, Estimated, expectation
+from genrobust import DeepBayes, DeepBayesConfig, Estimated, expectation, verify
 from genrobust.models.conditionals import GRAPHS, ConditionalArchitecture, Graph
 from genrobust.models.deep_bayes import SamplingBudget
 from genrobust.randomness import isolated_rng
@@ -330,6 +330,19 @@ def test_no_underflow_where_an_image_is_impossible() -> None:
     assert x.grad is not None
     assert x.grad.isfinite().all()
     assert x.grad.any()
+
+
+def test_attacks_average_fresh_draws_and_verdicts_use_others() -> None:
+    model, x = small(dtype=torch.float32), pictures(6, dtype=torch.float32)
+    view = attack_view(model, eot=5, seed=3)
+    fresh = model.with_randomness("fresh", seed=3)
+    draws = fresh.class_scores(x.repeat(5, 1, 1, 1)).unflatten(0, (5, 6))
+    torch.testing.assert_close(view(x), draws.logsumexp(0) - math.log(5))
+    y = model.predict(x).labels
+    verdict = verify(model, x, y, (x + 0.3).clamp(0, 1), "linf", 0.3)
+    judge = model.with_randomness("fresh", seed=0).with_inference(seed=2)
+    assert torch.equal(verdict.prediction, judge.predict((x + 0.3).clamp(0, 1)).labels)
+    assert not verdict.zero_gradient.any()
 
 
 # Reconstructions.
