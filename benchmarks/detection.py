@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-root", type=Path, help="folder of <dataset>.npz")
     parser.add_argument("--images", type=int, default=200, help="that the victim labels rightly")
-    parser.add_argument("--steps", type=int, default=200, help="of C&W, in each of its 5 searches")
+    parser.add_argument("--steps", type=int, default=1000, help="of C&W, in each of its 5 searches")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(arguments)
     victim, guard = (_model(name, options.dataset) for name in (options.victim, options.guard))
