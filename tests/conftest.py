@@ -42,13 +42,22 @@ from genrobust import (  # noqa: E402
     ABS,
     CNN,
     EABS,
+    MLP,
     ABSConfig,
     Architecture,
+    BayesianMLP,
+    BayesianMLPConfig,
     CNNConfig,
+    DeepBayes,
+    DeepBayesConfig,
     EABSConfig,
     InferenceBudget,
+    MLPConfig,
+    PoolCNN,
+    PoolCNNConfig,
 )
 from genrobust.inference import Codebook, KLPrior, LatentObjective, Posterior  # noqa: E402
+from genrobust.models.conditionals import ConditionalArchitecture  # noqa: E402
 from genrobust.nets import Conv  # noqa: E402
 from genrobust.randomness import FixedNoise, NoiseSource, isolated_rng  # noqa: E402
 
@@ -117,6 +126,7 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
     abs_inference = InferenceBudget(
         candidates=40, drop_least_likely=0.1, encoder_proposal=False, steps=4, learning_rate=0.1, radius=5.0
     )
+    conditional = ConditionalArchitecture(input_shape=(1, 7, 8), latent_dim=3, channels=(4, 4), hidden=(8,))
     makers: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "cnn": (CNN, CNNConfig, {"architecture": ARCHITECTURES["eabs"]}),
         "abs": (
@@ -124,7 +134,15 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
             ABSConfig,
             {"architecture": ARCHITECTURES["abs"], "inference": abs_inference, "alpha": 48.0},
         ),
+        "bnn": (BayesianMLP, BayesianMLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
+        "deep-bayes": (DeepBayes, DeepBayesConfig, {"architecture": conditional}),
         "eabs": (EABS, EABSConfig, {"architecture": ARCHITECTURES["eabs"], "inference": inference}),
+        "mlp": (MLP, MLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
+        "pool-cnn": (
+            PoolCNN,
+            PoolCNNConfig,
+            {"input_shape": (2, 8, 9), "channels": (4, 5), "hidden": 8},
+        ),
     }
     model_type, config_type, defaults = makers[name]
     with isolated_rng(seed):

@@ -16,7 +16,7 @@ from genrobust.gradients import Envelope
 from genrobust.randomness import FixedNoise, FreshNoise, isolated_rng, noise_source
 
 Make = Callable[..., Any]
-MODELS = ["cnn", "abs", "eabs"]
+MODELS = ["abs", "bnn", "cnn", "deep-bayes", "eabs", "mlp", "pool-cnn"]
 GENERATIVE = ["abs", "eabs"]
 each_model = pytest.mark.parametrize("name", MODELS)
 each_generative_model = pytest.mark.parametrize("name", GENERATIVE)
@@ -596,7 +596,7 @@ def test_a_prediction_agrees_with_the_logits(name: str, make_model: Make, images
     assert prediction.rejected.dtype == torch.bool
     assert not prediction.rejected.any()
     assert not prediction.probabilities.requires_grad
-    expected = logits if name == "cnn" else model.class_scores(x)
+    expected = model.class_scores(x) if isinstance(model, GenerativeClassifier) else logits
     assert torch.equal(prediction.scores, expected)
     if name != "abs":  # whose probabilities have a floor
         torch.testing.assert_close(prediction.probabilities, logits.softmax(1))

@@ -5,9 +5,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from genrobust.likelihood import gaussian_log_normalizer, kl_to_standard_normal, log_mean_exp, squared_error
+from genrobust.likelihood import (
+    bernoulli_log_likelihood,
+    gaussian_log_likelihood,
+    gaussian_log_normalizer,
+    kl_between_normals,
+    kl_to_standard_normal,
+    log_mean_exp,
+    normal_log_density,
+    squared_error,
+)
 
 draws_of_scores = st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=12)
 
@@ -107,3 +116,36 @@ def test_log_mean_exp_of_equal_draws_is_the_draw(value: float, draws: int) -> No
 def test_log_mean_exp_does_not_overflow_where_exponentials_do() -> None:
     averaged = log_mean_exp(torch.tensor([[-1e4, 1e4], [-1e4, 1e4 - 1000]]))
     torch.testing.assert_close(averaged, torch.tensor([-1e4, 1e4 - math.log(2)]))
+
+
+@pytest.mark.parametrize("variance", [0.5, 0.04, 3.0])
+def test_gaussian_log_likelihood_of_broadcast_images(variance: float) -> None:
+    x, mean = random(4, 1, 1, 3, 2, 2), random(4, 2, 5, 3, 2, 2, seed=1)
+    expected = Independent(Normal(mean, math.sqrt(variance)), 3).log_prob(x)
+    torch.testing.assert_close(gaussian_log_likelihood(x, mean, variance=variance), expected)
+
+
+def test_bernoulli_log_likelihood() -> None:
+    x, logits = random(4, 1, 1, 3, 2, 2).sigmoid().round(), 5 * random(4, 2, 5, 3, 2, 2, seed=1)
+    expected = Independent(Bernoulli(logits=logits), 3).log_prob(x.expand_as(logits))
+    torch.testing.assert_close(bernoulli_log_likelihood(x, logits), expected)
+    certain = torch.full((1, 2, 2), 300.0)
+    assert bernoulli_log_likelihood(torch.zeros(1, 2, 2), certain) == -1200
+
+
+def test_normal_log_density() -> None:
+    z, mean, log_variance = random(4, 1, 3), random(1, 5, 3, seed=1), random(4, 5, 3, seed=2)
+    expected = Independent(Normal(mean, (log_variance / 2).exp()), 1).log_prob(z)
+    torch.testing.assert_close(normal_log_density(z, mean, log_variance), expected)
+
+
+def test_kl_between_normals() -> None:
+    moments = [random(4, 5, 3, seed=seed) for seed in range(4)]
+    mean, log_variance, prior_mean, prior_log_variance = moments
+    expected = kl_divergence(
+        Normal(mean, (log_variance / 2).exp()), Normal(prior_mean, (prior_log_variance / 2).exp())
+    )
+    torch.testing.assert_close(kl_between_normals(*moments), expected.sum(2))
+    zeros = torch.zeros(1, 1, 3, dtype=torch.float64)
+    standard = kl_between_normals(mean, log_variance, zeros, zeros)
+    torch.testing.assert_close(standard, kl_to_standard_normal(mean, log_variance))

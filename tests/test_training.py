@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.fabric import Fabric
 
-from genrobust import CNN, EABS, CNNConfig, EABSConfig, load_dataset
+from genrobust import CNN, EABS, CNNConfig, DeepBayes, DeepBayesConfig, EABSConfig, load_dataset
 from genrobust.data import ImageDataset
+from genrobust.models.conditionals import ConditionalArchitecture
 from genrobust.nets import Architecture, Conv
 from genrobust.randomness import isolated_rng
 from genrobust.training import TrainingConfig, _balanced_batches, accuracy, calibrate_temperature, fit
@@ -254,6 +255,28 @@ def test_training_sets_the_temperature_of_eabs(digits: ImageDataset, tmp_path: P
         logits = model(images)
     losses = [float(torch.nn.functional.cross_entropy(logits * scale, labels)) for scale in (0.8, 1.0, 1.25)]
     assert losses[1] == min(losses)
+
+
+def test_a_model_says_what_its_epochs_are_compared_with(
+    digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = []
+    plain = DeepBayes.class_scores
+
+    def watched(self: DeepBayes, x: torch.Tensor) -> torch.Tensor:
+        budgets.append(self.budget.samples)
+        return plain(self, x)
+
+    monkeypatch.setattr(DeepBayes, "class_scores", watched)
+    arch = ConditionalArchitecture(latent_dim=3, channels=(), hidden=(20,))
+    with isolated_rng(0):
+        model = DeepBayes(DeepBayesConfig(architecture=arch))
+    config = replace(CONFIG, epochs=6, batch_size=10, learning_rate=1e-2, noise_std=0.0)
+    result = fit(model, digits, config=config, folder=tmp_path, fabric=cpu())
+    assert set(budgets) == {1}
+    assert model.budget.samples == 10
+    assert result.history[-1]["elbo"] < result.history[0]["elbo"]
+    assert result.validation_accuracy > 0.5
 
 
 def test_a_model_without_loss_is_refused(digits: ImageDataset, tmp_path: Path) -> None:

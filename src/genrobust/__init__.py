@@ -10,7 +10,18 @@ from .classifier import Classifier, GenerativeClassifier, Prediction
 from .gradients import Envelope, Estimated, Expectation, Unrolled, expectation
 from .inference import InferenceBudget
 from .models.abs import ABS, ABSConfig
-from .models.baselines import CNN, Adversary, CNNConfig
+from .models.baselines import (
+    CNN,
+    MLP,
+    Adversary,
+    BayesianMLP,
+    BayesianMLPConfig,
+    CNNConfig,
+    MLPConfig,
+    PoolCNN,
+    PoolCNNConfig,
+)
+from .models.deep_bayes import DeepBayes, DeepBayesConfig
 from .models.eabs import EABS, EABSConfig
 from .nets import Architecture, DecoderBank, architecture
 
@@ -34,18 +45,26 @@ __all__ = [
     "ABS",
     "CNN",
     "EABS",
+    "MLP",
     "ABSConfig",
     "Adversary",
     "Architecture",
+    "BayesianMLP",
+    "BayesianMLPConfig",
     "CNNConfig",
     "Classifier",
     "DecoderBank",
+    "DeepBayes",
+    "DeepBayesConfig",
     "EABSConfig",
     "Envelope",
     "Estimated",
     "Expectation",
     "GenerativeClassifier",
     "InferenceBudget",
+    "MLPConfig",
+    "PoolCNN",
+    "PoolCNNConfig",
     "Prediction",
     "Unrolled",
     "Verification",

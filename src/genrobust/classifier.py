@@ -166,6 +166,13 @@ class Classifier(nn.Module, ABC):
         for part in self.children():
             part.train(mode)
 
+    def _variant(self, **attributes: object) -> Self:
+        """Copy shallowly: the same parts and weights, other settings; nothing is mutated behind a caller."""
+        variant = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(variant, name, value)
+        return variant
+
 
 class GenerativeClassifier(Classifier):
     """Abstract: decides by the class that could have produced the image."""
@@ -219,10 +226,3 @@ class GenerativeClassifier(Classifier):
     @abstractmethod
     def with_gradient(self, gradient: Any) -> Self:
         """Give a variant that shares the weights and hands attackers another surrogate gradient."""
-
-    def _variant(self, **attributes: object) -> Self:
-        """Copy shallowly: the same parts and weights, other settings; nothing is mutated behind a caller."""
-        variant = copy.copy(self)
-        for name, value in attributes.items():
-            setattr(variant, name, value)
-        return variant

@@ -144,11 +144,16 @@ class Estimated:
     def scores(
         self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Give -l_k(x); the estimate is made here, so that several backward passes agree and cost nothing."""
+        """Give -l_k(x), with the estimate as gradient."""
+        return self.linearized(lambda images: Envelope().scores(model, images), x)
 
-        def query(x: Tensor) -> Tensor:
-            return Envelope().scores(model, x)
+    def linearized(
+        self, query: Callable[[Tensor], Tensor], x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give the scores that `query` gives, with the estimate as gradient.
 
+        The estimate is made here, so that several backward passes agree and cost nothing.
+        """
         with torch.no_grad():
             scores = query(x)
             if not x.requires_grad:

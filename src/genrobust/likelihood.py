@@ -4,13 +4,17 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "OBSERVATION_VARIANCE",
+    "bernoulli_log_likelihood",
+    "gaussian_log_likelihood",
     "gaussian_log_normalizer",
+    "kl_between_normals",
     "kl_to_standard_normal",
     "log_mean_exp",
+    "normal_log_density",
     "squared_error",
 ]
 
@@ -47,3 +51,44 @@ def log_mean_exp(scores: Float[Tensor, "draws *rest"]) -> Float[Tensor, " *rest"
     The Bayes average of S draws of log p(x, y): averaging the logits themselves only bounds it from below.
     """
     return torch.logsumexp(scores, 0) - math.log(scores.shape[0])
+
+
+def gaussian_log_likelihood(
+    x: Float[Tensor, "*#rows channels height width"],
+    mean: Float[Tensor, "*#rows channels height width"],
+    *,
+    variance: float = OBSERVATION_VARIANCE,
+) -> Float[Tensor, "*_rows"]:
+    """Give log N(x; mean, variance I), summed over pixels."""
+    pixels = math.prod(x.shape[-3:])
+    error = (x - mean).square().flatten(-3).sum(-1)
+    return gaussian_log_normalizer(pixels, variance=variance) - error / (2 * variance)
+
+
+def bernoulli_log_likelihood(
+    x: Float[Tensor, "*#rows channels height width"], logits: Float[Tensor, "*#rows channels height width"]
+) -> Float[Tensor, "*_rows"]:
+    """Give sum_i x_i log m_i + (1 - x_i) log(1 - m_i) for m = sigmoid(logits): a density of binary images."""
+    return (x * logits - nn.functional.softplus(logits)).flatten(-3).sum(-1)
+
+
+def normal_log_density(
+    z: Float[Tensor, "*#rows latent"],
+    mean: Float[Tensor, "*#rows latent"],
+    log_variance: Float[Tensor, "*#rows latent"],
+) -> Float[Tensor, "*_rows"]:
+    """Give log N(z; mean, diag(variance)), summed over latents."""
+    standardized = (z - mean) * (-0.5 * log_variance).exp()
+    return -0.5 * (standardized.square() + log_variance + math.log(2 * math.pi)).sum(-1)
+
+
+def kl_between_normals(
+    mean: Float[Tensor, "*#rows latent"],
+    log_variance: Float[Tensor, "*#rows latent"],
+    prior_mean: Float[Tensor, "*#rows latent"],
+    prior_log_variance: Float[Tensor, "*#rows latent"],
+) -> Float[Tensor, "*_rows"]:
+    """Give KL[N(mean, diag(variance)) || N(prior_mean, diag(prior_variance))], summed over latents."""
+    log_ratio = log_variance - prior_log_variance
+    shift = (mean - prior_mean) * (-0.5 * prior_log_variance).exp()
+    return 0.5 * (log_ratio.exp() + shift.square() - 1 - log_ratio).sum(-1)

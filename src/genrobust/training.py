@@ -302,7 +302,10 @@ def _balanced_batches(
 
 
 def _validation_variant(model: Classifier) -> Classifier:
-    return model.with_inference(**VALIDATION_BUDGET) if isinstance(model, GenerativeClassifier) else model
+    if not isinstance(model, GenerativeClassifier):
+        return model
+    budget: Mapping[str, Any] = getattr(model, "validation_budget", VALIDATION_BUDGET)
+    return model.with_inference(**budget)
 
 
 def _calibrate(model: Any, validation: ImageDataset) -> None:

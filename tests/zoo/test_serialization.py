@@ -7,7 +7,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genrobust import ABS, CNN, EABS, ABSConfig, Adversary, Classifier, CNNConfig, EABSConfig
+from genrobust import (
+    ABS,
+    CNN,
+    EABS,
+    MLP,
+    ABSConfig,
+    Adversary,
+    BayesianMLP,
+    BayesianMLPConfig,
+    Classifier,
+    CNNConfig,
+    DeepBayes,
+    DeepBayesConfig,
+    EABSConfig,
+    MLPConfig,
+    PoolCNN,
+    PoolCNNConfig,
+)
+from genrobust.models.conditionals import ConditionalArchitecture, graph
+from genrobust.models.deep_bayes import SamplingBudget
 from genrobust.models.eabs import PUBLISHED_BUDGET
 from genrobust.nets import Architecture, Conv
 from genrobust.zoo.serialization import config_from_dict, read_model, save_model
@@ -20,11 +39,27 @@ ARCH = Architecture(
     decoder_stem=3,
     discriminator=(5,),
 )
+SHAPE = (1, 8, 8)
+CONDITIONAL = ConditionalArchitecture(input_shape=SHAPE, latent_dim=2, channels=(3,), hidden=(4,))
 MODELS = {
     "abs": lambda: ABS(ABSConfig(num_classes=3, architecture=ARCH, beta=0.5)),
     "cnn": lambda: CNN(CNNConfig(num_classes=3, architecture=ARCH)),
     "adv-l2": lambda: CNN(
         CNNConfig(num_classes=3, architecture=ARCH, adversary=Adversary(norm="l2", epsilon=1.5))
+    ),
+    "bnn": lambda: BayesianMLP(
+        BayesianMLPConfig(num_classes=3, input_shape=SHAPE, hidden=(5,), dropout=0.2, samples=3)
+    ),
+    "mlp": lambda: MLP(MLPConfig(num_classes=3, input_shape=SHAPE, hidden=(5, 4))),
+    "pool-cnn": lambda: PoolCNN(PoolCNNConfig(num_classes=3, input_shape=SHAPE, channels=(3, 4), hidden=5)),
+    "deep-bayes": lambda: DeepBayes(
+        DeepBayesConfig(
+            num_classes=3,
+            architecture=CONDITIONAL,
+            graph=graph("DFZ"),
+            likelihood="bernoulli",
+            inference=SamplingBudget(samples=3, seed=4),
+        )
     ),
     "dv-abs": lambda: EABS(
         EABSConfig(

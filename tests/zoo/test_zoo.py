@@ -2,16 +2,25 @@
 
 import hashlib
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 
 from genrobust import GenerativeClassifier, list_models, load_dataset, load_model
+from genrobust.models.deep_bayes import SamplingBudget
+from genrobust.models.latent import LatentClassifier
+from genrobust.selective import calibrate_detector, read_detectors
 from genrobust.training import TrainingConfig, accuracy
-from genrobust.zoo import model_card
+from genrobust.zoo import building, load_detectors, model_card, read_model
+from genrobust.zoo.building import train_recipe
 from genrobust.zoo.recipes import MODEL_NAMES, build_model, recipe
 
+# Lightning's own: it asks numpy for reprs and warns about the few loader workers that this loop does not use.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*")
+
 SHIPPED = [(name, dataset) for name in ("abs", "cnn", "eabs") for dataset in ("digits", "mnist")]
+SHIPPED += [(name, "digits") for name in ("deep-bayes", "mlp")]
 
 
 def test_every_promised_model_is_shipped() -> None:
@@ -32,10 +41,12 @@ def test_card_tells_how_the_weights_were_made(name: str, dataset: str) -> None:
     assert card["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "least"), [("cnn", 0.97), ("abs", 0.93), ("eabs", 0.96)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("cnn", 0.97), ("abs", 0.93), ("eabs", 0.96), ("deep-bayes", 0.97), ("mlp", 0.93)]
+)
 def test_clean_accuracy_on_digits(name: str, least: float) -> None:
     model = load_model(name, dataset="digits")
-    if isinstance(model, GenerativeClassifier):
+    if isinstance(model, LatentClassifier):
         model = model.with_inference(steps=15)
     assert accuracy(model, load_dataset("digits", "test")) >= least
 
@@ -49,6 +60,49 @@ def test_clean_accuracy_on_mnist(name: str, least: float) -> None:
     assert accuracy(model, load_dataset("mnist", "test").subset(slice(400))) >= least
 
 
+def test_shipped_detectors_flag_noise_and_few_clean_images() -> None:
+    model = load_model("deep-bayes", dataset="digits")
+    assert isinstance(model, GenerativeClassifier)
+    detectors = load_detectors("deep-bayes", dataset="digits")
+    assert sorted(detectors) == ["distance", "kl", "logit", "marginal", "mean-distance"]
+    x, y = load_dataset("digits", "test").batch(slice(None))
+    noise = torch.rand((20, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    for name, detector in detectors.items():
+        clean = float(detector.flags(model, x, y).float().mean())
+        assert clean < (0.7 if name == "mean-distance" else 0.12), name
+        if name != "kl":  # which sees predictions alone
+            assert detector.flags(model, noise, model.predict(noise).labels).all()
+
+
+def test_models_without_detectors() -> None:
+    with pytest.raises(ValueError, match="a model with detectors, but 'cnn' on 'digits' has none"):
+        load_detectors("cnn", dataset="digits")
+    with pytest.raises(ValueError, match="a shipped model"):
+        load_detectors("resnet", dataset="digits")
+
+
+def test_training_by_a_recipe_leaves_detectors_beside_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "CALIBRATION_IMAGES", 400)
+    card = train_recipe(
+        "deep-bayes-mlp",
+        "digits",
+        folder=tmp_path,
+        overrides={"epochs": 1, "batch_size": 512},
+        accelerator="cpu",
+        test_images=20,
+        show_progress=False,
+    )
+    assert card is not None
+    assert card["inference"] == vars(SamplingBudget())
+    assert card["temperature"] is None
+    model = read_model(tmp_path / "model.safetensors")
+    x, y = load_dataset("digits", "train").batch(slice(400))
+    again = calibrate_detector("distance", model, x, y)  # type: ignore[arg-type]
+    assert read_detectors(tmp_path / "detectors.json")["distance"] == again
+
+
 def test_unknown_model_names_the_shipped_ones() -> None:
     with pytest.raises(ValueError, match=r"eabs on digits.*but got 'resnet' on 'digits'"):
         load_model("resnet", dataset="digits")
@@ -59,8 +113,9 @@ def test_unknown_model_names_the_shipped_ones() -> None:
 def test_every_recipe_builds(name: str, dataset: str) -> None:
     model = build_model(name, dataset)
     TrainingConfig(**recipe(name, dataset).training)
-    logits = model.with_inference(candidates=5, steps=1) if isinstance(model, GenerativeClassifier) else model
-    assert logits(torch.rand(1, *model.input_shape)).shape == (1, model.num_classes)
+    if isinstance(model, LatentClassifier):
+        model = model.with_inference(candidates=5, steps=1)
+    assert model(torch.rand(1, *model.input_shape)).shape == (1, model.num_classes)
 
 
 def test_the_papers_schedules() -> None:
@@ -70,6 +125,9 @@ def test_the_papers_schedules() -> None:
     assert recipe("eabs", "gtsrb").training["noise_std"] == 0.01
     adversarial = recipe("adv-linf", "mnist")
     assert (adversarial.initial, adversarial.training["learning_rate"]) == ("cnn", 1e-4)
+    deep_bayes = TrainingConfig(**recipe("deep-bayes-gbz", "mnist").training)
+    assert (deep_bayes.epochs, deep_bayes.batch_size, deep_bayes.learning_rate) == (100, 50, 1e-4)
+    assert deep_bayes.noise_std == 0
 
 
 def test_unknown_names_in_recipes() -> None:

@@ -5,15 +5,22 @@ from typing import Any
 
 from ..classifier import Classifier
 from .abs import ABS, ABSConfig
-from .baselines import CNN, CNNConfig
+from .baselines import CNN, MLP, BayesianMLP, BayesianMLPConfig, CNNConfig, MLPConfig, PoolCNN, PoolCNNConfig
+from .deep_bayes import DeepBayes, DeepBayesConfig
 from .eabs import EABS, EABSConfig
 
 __all__ = ["MODELS", "ModelConfig"]
 
-ModelConfig = ABSConfig | CNNConfig | EABSConfig
+ModelConfig = (
+    ABSConfig | BayesianMLPConfig | CNNConfig | DeepBayesConfig | EABSConfig | MLPConfig | PoolCNNConfig
+)
 
 MODELS: dict[str, tuple[Callable[[Any], Classifier], type[ModelConfig]]] = {
     "ABS": (ABS, ABSConfig),
+    "BayesianMLP": (BayesianMLP, BayesianMLPConfig),
     "CNN": (CNN, CNNConfig),
+    "DeepBayes": (DeepBayes, DeepBayesConfig),
     "EABS": (EABS, EABSConfig),
+    "MLP": (MLP, MLPConfig),
+    "PoolCNN": (PoolCNN, PoolCNNConfig),
 }

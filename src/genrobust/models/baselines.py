@@ -1,16 +1,33 @@
-"""Discriminative baselines: the CNN of E-ABS, plain or adversarially trained."""
+"""Discriminative baselines: the CNN of E-ABS, and the MLP, CNN and Bayesian MLP of Deep Bayes."""
 
+import math
+from abc import abstractmethod
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal, final
+from itertools import pairwise
+from statistics import NormalDist
+from typing import Literal, Self, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..classifier import Classifier
+from ..likelihood import log_mean_exp
 from ..nets import ARCHITECTURES, Architecture, convolutional_features
+from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
 
-__all__ = ["CNN", "Adversary", "CNNConfig"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "Adversary",
+    "BayesianMLP",
+    "BayesianMLPConfig",
+    "CNNConfig",
+    "MLPConfig",
+    "PoolCNN",
+    "PoolCNNConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +148,225 @@ class CNN(Classifier):
             x = self.config.adversary.attack(self, x, y)
             self.set_parts_training(training)
         return nn.functional.cross_entropy(self.logits(x), y)
+
+
+class _CrossEntropyTrained(Classifier):
+    """Abstract: trained by cross-entropy alone."""
+
+    class_balanced = False
+
+    @abstractmethod
+    def training_logits(self, x: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Give the logits that training compares with the labels."""
+
+    @property
+    def phases(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates."""
+        return {"classifier": list(self.parameters())}
+
+    def training_loss(
+        self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        """Give the cross-entropy."""
+        del phase
+        return nn.functional.cross_entropy(self.training_logits(x), y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """Hyperparameters of the MLP (Li 2018, appendix A).
+
+    Attributes:
+        num_classes: K.
+        input_shape: (C, H, W).
+        hidden: Widths of the hidden layers.
+    """
+
+    num_classes: int = 10
+    input_shape: tuple[int, int, int] = (1, 28, 28)
+    hidden: tuple[int, ...] = (500, 500, 500)
+
+
+@final
+class MLP(_CrossEntropyTrained):
+    """Fully connected layers with ReLU (Li 2018, appendix A).
+
+    Example:
+        >>> import torch
+        >>> from genrobust import MLP
+        >>> MLP()(torch.rand(3, 1, 28, 28)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(self, config: MLPConfig | None = None) -> None:
+        config = config or MLPConfig()
+        super().__init__(input_shape=config.input_shape, num_classes=config.num_classes)
+        self.layers = _linear_layers(config.input_shape, config.hidden, config.num_classes)
+        self.config = config
+        self.set_parts_training(False)
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Give the logits of checked images."""
+        values = x.flatten(1)
+        for layer in self.layers[:-1]:
+            values = layer(values).relu()
+        logits: Tensor = self.layers[-1](values)
+        return logits
+
+    def training_logits(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give the logits."""
+        return self.logits(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolCNNConfig:
+    """Hyperparameters of the CNN with pooling (Li 2018, appendix A).
+
+    Attributes:
+        num_classes: K.
+        input_shape: (C, H, W); every pooling halves it.
+        channels: Maps of the 3 x 3 convolutions.
+        hidden: Width of the fully connected layer.
+    """
+
+    num_classes: int = 10
+    input_shape: tuple[int, int, int] = (1, 28, 28)
+    channels: tuple[int, ...] = (128, 128, 128, 128)
+    hidden: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.input_shape[1:]) < 2 ** len(self.channels):
+            raise ValueError(
+                f"Expected `input_shape` to be halved {len(self.channels)} times, but got {self.input_shape}"
+            )
+
+
+@final
+class PoolCNN(_CrossEntropyTrained):
+    """Convolutions, each with max-pooling, and one hidden layer (Li 2018, appendix A: the victim of Table 2).
+
+    Example:
+        >>> import torch
+        >>> from genrobust import PoolCNN
+        >>> PoolCNN()(torch.rand(3, 1, 28, 28)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(self, config: PoolCNNConfig | None = None) -> None:
+        config = config or PoolCNNConfig()
+        super().__init__(input_shape=config.input_shape, num_classes=config.num_classes)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for index, (before, after) in enumerate(pairwise((config.input_shape[0], *config.channels))):
+            layers[f"conv{index}"] = nn.Conv2d(before, after, 3, padding=1)
+            layers[f"activation{index}"] = nn.ReLU()
+            layers[f"pool{index}"] = nn.MaxPool2d(2)
+        self.features = nn.Sequential(layers)
+        _, height, width = config.input_shape
+        halvings = len(config.channels)
+        size = config.channels[-1] * (height >> halvings) * (width >> halvings)
+        self.head = nn.Sequential(
+            nn.Linear(size, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.num_classes)
+        )
+        self.config = config
+        self.set_parts_training(False)
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Give the logits of checked images."""
+        features = self.features(x.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.head(features.flatten(1))
+        return logits
+
+    def training_logits(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give the logits."""
+        return self.logits(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesianMLPConfig:
+    """Hyperparameters of the Bayesian MLP (Li 2018, section 2).
+
+    Attributes:
+        num_classes: K.
+        input_shape: (C, H, W).
+        hidden: Widths of the hidden layers, each followed by dropout.
+        dropout: Share of the hidden units that a draw leaves out.
+        samples: Draws that a decision averages over.
+    """
+
+    num_classes: int = 10
+    input_shape: tuple[int, int, int] = (1, 28, 28)
+    hidden: tuple[int, ...] = (500, 500, 500)
+    dropout: float = 0.5
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.dropout < 1 or self.samples < 1:
+            raise ValueError(
+                "Expected `dropout` in (0, 1) and `samples` of at least 1, "
+                f"but got {self.dropout} and {self.samples}"
+            )
+
+
+@final
+class BayesianMLP(_CrossEntropyTrained):
+    """An MLP whose dropout stays on: p(y | x) is the mean over drawn networks (Li and Gal 2017).
+
+    Example:
+        >>> import torch
+        >>> from genrobust import BayesianMLP
+        >>> BayesianMLP()(torch.rand(3, 1, 28, 28)).exp().sum(1).round(decimals=3)
+        tensor([1., 1., 1.], grad_fn=<RoundBackward1>)
+    """
+
+    randomized = True
+
+    def __init__(self, config: BayesianMLPConfig | None = None) -> None:
+        config = config or BayesianMLPConfig()
+        super().__init__(input_shape=config.input_shape, num_classes=config.num_classes)
+        self.layers = _linear_layers(config.input_shape, config.hidden, config.num_classes)
+        self.config = config
+        self.noise: NoiseSource = FixedNoise(0)
+        self._threshold = NormalDist().inv_cdf(config.dropout)
+        self.set_parts_training(False)
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Give log p(y | x), the log of the mean of the softmax over the draws."""
+        stream, shape = self.noise.stream(), (len(x), self.config.samples)
+        draws = [stream.normal((*shape, width), like=x) for width in self.config.hidden]
+        return log_mean_exp(self._through(x, draws).log_softmax(2).movedim(1, 0))
+
+    def training_logits(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give the logits of one draw, from torch's global generator."""
+        draws = [torch.randn((len(x), 1, width), device=x.device) for width in self.config.hidden]
+        return self._through(x, draws).squeeze(1)
+
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
+        """Give a variant that shares the weights and draws its networks in another mode.
+
+        Args:
+            mode: `"fixed"`: the same networks at every call, for every row. `"fresh"`: others each time.
+            seed: The seed of the sequence or of the generator.
+            generator: The generator of the fresh mode; it advances with every call.
+        """
+        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
+
+    def _through(self, x: Tensor, draws: list[Tensor]) -> Float[Tensor, "batch samples classes"]:
+        values = x.flatten(1)[:, None]
+        for layer, noise in zip(self.layers[:-1], draws, strict=True):
+            kept = (noise > self._threshold) / (1 - self.config.dropout)
+            values = layer(values).relu() * kept.to(x.dtype)
+        logits: Tensor = self.layers[-1](values)
+        return logits
+
+
+def _linear_layers(
+    input_shape: tuple[int, int, int], hidden: tuple[int, ...], num_classes: int
+) -> nn.ModuleList:
+    widths = (math.prod(input_shape), *hidden, num_classes)
+    return nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))

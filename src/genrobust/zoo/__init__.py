@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from ..classifier import Classifier
+from ..selective import Detector, read_detectors
 from .serialization import read_model, save_model
 
-__all__ = ["list_models", "load_model", "model_card", "read_model", "save_model"]
+__all__ = ["list_models", "load_detectors", "load_model", "model_card", "read_model", "save_model"]
 
 _WEIGHTS = files(__name__) / "weights"
 
@@ -51,6 +52,25 @@ def model_card(name: str, *, dataset: str) -> dict[str, Any]:
     _check_shipped(name, dataset)
     card: dict[str, Any] = json.loads((_WEIGHTS / f"{name}-{dataset}.json").read_text(encoding="utf-8"))
     return card
+
+
+def load_detectors(name: str, *, dataset: str) -> dict[str, Detector]:
+    """Load the detectors that were calibrated for a shipped model; see `zoo.building.calibrate_detectors`.
+
+    Raises:
+        ValueError: If no such model is shipped, or it has no detectors.
+
+    Example:
+        >>> from genrobust.zoo import load_detectors
+        >>> load_detectors("deep-bayes", dataset="digits")["marginal"].false_positive_rate
+        0.05
+    """
+    _check_shipped(name, dataset)
+    resource = _WEIGHTS / f"{name}-{dataset}.detectors.json"
+    if not resource.is_file():
+        raise ValueError(f"Expected a model with detectors, but {name!r} on {dataset!r} has none")
+    with as_file(resource) as path:
+        return read_detectors(path)
 
 
 def _check_shipped(name: str, dataset: str) -> None:

@@ -10,19 +10,21 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
-from ..classifier import Classifier
+from ..classifier import Classifier, GenerativeClassifier
 from ..data import ImageDataset, load_dataset
 from ..models.latent import LatentClassifier
 from ..randomness import isolated_rng
+from ..selective import Detector, Reconstructs, calibrate_detector, save_detectors
 from ..storage import write_json
 from ..training import TrainingConfig, TrainingResult, accuracy, fit
 from . import list_models, load_model
 from .recipes import build_model, recipe
 from .serialization import read_model, save_model
 
-__all__ = ["train_recipe"]
+__all__ = ["calibrate_detectors", "train_recipe"]
 
-WEIGHTS, CARD = "model.safetensors", "card.json"
+WEIGHTS, CARD, DETECTORS = "model.safetensors", "card.json", "detectors.json"
+CALIBRATION_IMAGES = 5000
 
 
 def train_recipe(
@@ -43,7 +45,8 @@ def train_recipe(
     Args:
         name: The model, such as "eabs".
         dataset: The data set, such as "mnist".
-        folder: Of checkpoint, weights and card; the same call resumes.
+        folder: Of checkpoint, weights, card and, where the model reconstructs, detectors; the same call
+            resumes.
         root: Folder of `<dataset>.npz`.
         initial: Weights to start from, in place of the recipe's.
         overrides: Fields of `TrainingConfig` in place of the recipe's.
@@ -72,12 +75,35 @@ def train_recipe(
     if not fabric.is_global_zero:
         return None
     save_model(model, folder / WEIGHTS)
+    if isinstance(model, GenerativeClassifier) and isinstance(model, Reconstructs):
+        save_detectors(calibrate_detectors(model, training), folder / DETECTORS)
     test = load_dataset(dataset, "test", root=root)
     card = _card(name, model, config, result, test.subset(slice(test_images or None)))
     card["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     card["initial"] = plan.initial
     write_json(folder / CARD, card)
     return {**card, "folder": str(folder)}
+
+
+def calibrate_detectors(model: GenerativeClassifier, training: ImageDataset) -> dict[str, Detector]:
+    """Calibrate every kind of detector on training images: at 5 % false positives, and at the mean distance.
+
+    Returns:
+        `"distance"`, `"marginal"`, and per class `"logit"` and `"kl"` (Li et al. 2019), at 5 %;
+        `"mean-distance"` (Li 2018, section 3).
+    """
+    device = next(model.parameters()).device
+    images, labels = (
+        part.to(device) for part in training.subset(slice(CALIBRATION_IMAGES)).batch(slice(None))
+    )
+    detectors = {
+        "distance": calibrate_detector("distance", model, images, labels),
+        "marginal": calibrate_detector("marginal", model, images, labels),
+        "logit": calibrate_detector("logit", model, images, labels, per_class=True),
+        "kl": calibrate_detector("kl", model, images, labels, per_class=True),
+    }
+    mean = calibrate_detector("distance", model, images, labels, false_positive_rate=None)
+    return {**detectors, "mean-distance": mean}
 
 
 def _load_initial(model: Classifier, name: str | None, dataset: str, path: Path | None) -> None:
@@ -101,7 +127,7 @@ def _load_initial(model: Classifier, name: str | None, dataset: str, path: Path 
 def _card(
     name: str, model: Classifier, config: TrainingConfig, result: TrainingResult, test: ImageDataset
 ) -> dict[str, Any]:
-    latent = model if isinstance(model, LatentClassifier) else None
+    budget, temperature = getattr(model, "budget", None), getattr(model, "temperature", None)
     return {
         "model": name,
         "dataset": test.name,
@@ -114,8 +140,8 @@ def _card(
         "parameters": sum(math.prod(parameter.shape) for parameter in model.parameters()),
         "validation_accuracy": result.validation_accuracy,
         "clean_accuracy": {"value": accuracy(model, test), "images": len(test)},
-        "inference": dict(vars(latent.budget)) if latent else None,
-        "temperature": float(latent.temperature) if latent else None,
+        "inference": None if budget is None else dict(vars(budget)),
+        "temperature": None if temperature is None else float(temperature),
         "versions": {"genrobust": version("genrobust"), "torch": torch.__version__},
         "license": "Apache-2.0",
     }

@@ -6,7 +6,19 @@ from typing import Any
 from ..classifier import Classifier
 from ..data import dataset_info
 from ..models.abs import ABS, ABSConfig
-from ..models.baselines import CNN, Adversary, CNNConfig
+from ..models.baselines import (
+    CNN,
+    MLP,
+    Adversary,
+    BayesianMLP,
+    BayesianMLPConfig,
+    CNNConfig,
+    MLPConfig,
+    PoolCNN,
+    PoolCNNConfig,
+)
+from ..models.conditionals import GRAPHS, VAE_CNN, VAE_MLP, ConditionalArchitecture
+from ..models.deep_bayes import DeepBayes, DeepBayesConfig
 from ..models.eabs import EABS, EABSConfig
 from ..nets import Architecture, architecture
 
@@ -23,7 +35,17 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 # E-ABS's layers without its extensions: the baseline that the E-ABS paper calls ABS.
 _VARIANTS["base-abs"] = {"adversarial": False, "discriminative": False, "variational": False}
 
-MODEL_NAMES = tuple(sorted(["abs", "adv-l2", "adv-linf", "cnn", "eabs", *_VARIANTS]))
+# Deep Bayes as in Li 2018, with convolutions or fully connected, and the graphs of Li et al. 2019.
+_DEEP_BAYES = {"deep-bayes": "GF", "deep-bayes-mlp": "GF"} | {
+    f"deep-bayes-{name.lower()}": name for name in GRAPHS if name != "GF"
+}
+
+# The discriminative baselines of Li 2018.
+_BASELINES = ("bnn", "mlp", "pool-cnn")
+
+MODEL_NAMES = tuple(
+    sorted(["abs", "adv-l2", "adv-linf", "cnn", "eabs", *_BASELINES, *_DEEP_BAYES, *_VARIANTS])
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +78,9 @@ def recipe(model: str, dataset: str) -> Recipe:
     ):  # E-ABS section 4.3: retrained from the CNN, on adversarial images only
         training = {"epochs": 200, "learning_rate": 1e-4, "halve_every": 200, "noise_std": 0.0}
         return Recipe(training=training, initial="cnn")
+    if model in _DEEP_BAYES or model in _BASELINES:
+        training = {"epochs": 100, "batch_size": 50, "learning_rate": 1e-4, "noise_std": 0.0}
+        return Recipe(training=training)
     epochs = 800 if dataset == "svhn" and model != "cnn" else 500
     return Recipe(training={"epochs": epochs, "noise_std": noise_std})
 
@@ -68,6 +93,12 @@ def build_model(model: str, dataset: str) -> Classifier:
     """
     _check_name(model)
     info = dataset_info(dataset)
+    if model in _DEEP_BAYES:
+        sizes = _conditional_architecture(dataset, convolutional=model != "deep-bayes-mlp")
+        graph = GRAPHS[_DEEP_BAYES[model]]
+        return DeepBayes(DeepBayesConfig(num_classes=info.num_classes, architecture=sizes, graph=graph))
+    if model in _BASELINES:
+        return _baseline(model, dataset)
     arch = _architecture(dataset)
     if model == "abs":
         if info.input_shape == architecture("abs-mnist").input_shape:
@@ -91,6 +122,30 @@ def _architecture(dataset: str) -> Architecture:
     return replace(arch, input_shape=shape, decoder=(*arch.decoder[:-1], last))
 
 
+def _conditional_architecture(dataset: str, *, convolutional: bool) -> ConditionalArchitecture:
+    """Give the sizes of Li 2018, appendix A; for the few digits a quarter of the width."""
+    arch = VAE_CNN if convolutional else VAE_MLP
+    share = 4 if dataset == "digits" else 1
+    return replace(
+        arch,
+        input_shape=dataset_info(dataset).input_shape,
+        channels=tuple(width // share for width in arch.channels),
+        hidden=tuple(width // share for width in arch.hidden),
+    )
+
+
+def _baseline(model: str, dataset: str) -> Classifier:
+    """Build a baseline of Li 2018, appendix A; for the few digits of a quarter of the width."""
+    info, wide = dataset_info(dataset), dataset != "digits"
+    shape, classes, hidden = info.input_shape, info.num_classes, 500 if wide else 125
+    if model == "mlp":
+        return MLP(MLPConfig(num_classes=classes, input_shape=shape, hidden=(hidden,) * 3))
+    if model == "bnn":
+        return BayesianMLP(BayesianMLPConfig(num_classes=classes, input_shape=shape, hidden=(hidden,) * 3))
+    channels = (128 if wide else 32,) * 4
+    return PoolCNN(PoolCNNConfig(num_classes=classes, input_shape=shape, channels=channels, hidden=hidden))
+
+
 def _adversary(model: str, *, grey: bool) -> Adversary:
     """Give the threat model of E-ABS Tables 1 to 4: 0.3 (MNIST) or 8/255 in the maximum norm, 1.5 in L2."""
     if model == "adv-l2":
@@ -104,10 +159,32 @@ def _check_name(model: str) -> None:
 
 
 _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
+    ("bnn", "digits"): {"epochs": 300, "batch_size": 50, "halve_every": 100, "noise_std": 0.0},
+    ("bnn", "mnist"): {"epochs": 40, "batch_size": 100, "halve_every": 12, "noise_std": 0.0},
+    ("mlp", "digits"): {"epochs": 100, "batch_size": 50, "halve_every": 30, "noise_std": 0.0},
+    ("mlp", "mnist"): {"epochs": 20, "batch_size": 100, "halve_every": 6, "noise_std": 0.0},
+    ("pool-cnn", "digits"): {"epochs": 60, "batch_size": 50, "halve_every": 20, "noise_std": 0.0},
+    ("pool-cnn", "mnist"): {
+        "epochs": 4,
+        "batch_size": 100,
+        "halve_every": 1,
+        "noise_std": 0.0,
+        "precision": "bf16-mixed",
+    },
+    ("deep-bayes-mlp", "digits"): {"epochs": 300, "batch_size": 50, "halve_every": 100, "noise_std": 0.0},
+    ("deep-bayes-mlp", "mnist"): {"epochs": 40, "batch_size": 100, "halve_every": 12, "noise_std": 0.0},
     ("abs", "digits"): {"epochs": 200, "batch_size": 320, "halve_every": 60},
     ("abs", "mnist"): {"epochs": 20, "batch_size": 640, "halve_every": 12},
     ("cnn", "digits"): {"epochs": 100, "batch_size": 64, "halve_every": 30},
     ("cnn", "mnist"): {"epochs": 20, "batch_size": 256, "halve_every": 6},
+    ("deep-bayes", "digits"): {"epochs": 200, "batch_size": 50, "halve_every": 60, "noise_std": 0.0},
+    ("deep-bayes", "mnist"): {
+        "epochs": 24,
+        "batch_size": 100,
+        "halve_every": 6,
+        "noise_std": 0.0,
+        "precision": "bf16-mixed",
+    },
     ("eabs", "digits"): {"epochs": 150, "batch_size": 64, "halve_every": 60, "precision": "bf16-mixed"},
     ("eabs", "mnist"): {"epochs": 16, "batch_size": 128, "halve_every": 7, "precision": "bf16-mixed"},
 }

@@ -1,0 +1,348 @@
+"""Deep Bayes (Li 2018): one conditional VAE, and Bayes' rule by importance sampling."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Protocol, Self, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..classifier import GenerativeClassifier
+from ..gradients import Estimated
+from ..likelihood import (
+    OBSERVATION_VARIANCE,
+    bernoulli_log_likelihood,
+    gaussian_log_likelihood,
+    kl_between_normals,
+    log_mean_exp,
+    normal_log_density,
+)
+from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
+from .conditionals import GRAPHS, VAE_CNN, Conditional, ConditionalArchitecture, Graph, ImageConditional
+
+__all__ = ["DeepBayes", "DeepBayesConfig", "SamplingBudget"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingBudget:
+    """How log p(x, y) is estimated.
+
+    Attributes:
+        samples: Importance samples per image and class: 10 is the paper's GC-10, 1 its GC-1.
+        posterior_mean: Take the mean of q(z | x, y) as the only sample: a model without randomness.
+        seed: Chooses among the noise sequences of the fixed mode.
+        max_bytes: Bound on the memory of one chunk's activations.
+    """
+
+    samples: int = 10
+    posterior_mean: bool = False
+    seed: int = 0
+    max_bytes: int = 2**28
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.max_bytes < 1:
+            raise ValueError(
+                "Expected `samples` and `max_bytes` of at least 1, "
+                f"but got {self.samples} and {self.max_bytes}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepBayesConfig:
+    """Hyperparameters of Deep Bayes, with the published values.
+
+    Attributes:
+        num_classes: K.
+        architecture: Of every network; the default is VAE-CNN of appendix A. The public code of the follow-up
+            has 64 latents and 5 x 5 convolutions.
+        graph: What p(x, z, y) is made of; the default is p(x | z, y) p(z) p(y) (eq. 2).
+        likelihood: Of the image: `"gaussian"` (the paper's l2 loss) or `"bernoulli"`.
+        variance: Of the Gaussian likelihood; the l2 loss ||x - mean||^2 is one of variance 1/2.
+        inference: K = 10 samples (section 2).
+    """
+
+    num_classes: int = 10
+    architecture: ConditionalArchitecture = VAE_CNN
+    graph: Graph = GRAPHS["GF"]
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    variance: float = OBSERVATION_VARIANCE
+    inference: SamplingBudget = SamplingBudget()
+
+    def __post_init__(self) -> None:
+        if self.likelihood not in ("gaussian", "bernoulli"):
+            raise ValueError(
+                f"Expected `likelihood` to be 'gaussian' or 'bernoulli', but got {self.likelihood!r}"
+            )
+        if not self.variance > 0 or self.num_classes < 2:
+            raise ValueError(
+                "Expected `variance` above 0 and `num_classes` of at least 2, "
+                f"but got {self.variance} and {self.num_classes}"
+            )
+
+
+class _Observation(Protocol):
+    """p(x | z, y), given what the decoder puts out."""
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Give E[x | z, y]."""
+        ...
+
+    def log_likelihood(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """Give log p(x | z, y), summed over pixels."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class _Gaussian:
+    variance: float
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid()
+
+    def log_likelihood(self, x: Tensor, outputs: Tensor) -> Tensor:
+        return gaussian_log_likelihood(x, outputs.sigmoid(), variance=self.variance)
+
+
+@final
+@dataclass(frozen=True)
+class _Bernoulli:
+    def mean(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid()
+
+    def log_likelihood(self, x: Tensor, outputs: Tensor) -> Tensor:
+        return bernoulli_log_likelihood(x, outputs)
+
+
+@final
+class DeepBayes(GenerativeClassifier):
+    """Decides by log (1/S) sum_s p(x, z_s, y) / q(z_s | x, y) with z_s ~ q(z | x, y), per class (eq. 3).
+
+    The estimate is differentiable in x through the samples: attackers get the model's own gradient. Where the
+    graph gives x no parents (DFX, DBX), scores bound log p(y | x) in place of log p(x, y).
+
+    Shapes: x (B, C, H, W), latents (B, K, S, D), scores (B, K).
+
+    Attributes:
+        budget: How log p(x, y) is estimated.
+        noise: The source of the samples.
+        class_balanced: Whether training batches are (B, K, C, H, W); they are not.
+        validation_budget: What the training loop compares epochs with.
+
+    Example:
+        >>> import torch
+        >>> from genrobust import DeepBayes
+        >>> model = DeepBayes().with_inference(samples=2)
+        >>> model(torch.rand(3, 1, 28, 28)).shape
+        torch.Size([3, 10])
+    """
+
+    class_balanced = False
+    validation_budget: ClassVar[Mapping[str, Any]] = {"samples": 1}
+
+    def __init__(self, config: DeepBayesConfig | None = None) -> None:
+        config = config or DeepBayesConfig()
+        arch, graph, classes = config.architecture, config.graph, config.num_classes
+        super().__init__(input_shape=arch.input_shape, num_classes=classes)
+        moments = 2 * arch.latent_dim
+        self.encoder = Conditional(arch, ("x", "y"), num_classes=classes, outputs=moments)
+        self.decoder = ImageConditional(arch, graph.x, num_classes=classes) if graph.x else None
+        self.prior = Conditional(arch, graph.z, num_classes=classes, outputs=moments) if graph.z else None
+        self.label = Conditional(arch, graph.y, num_classes=classes, outputs=classes) if graph.y else None
+        self.observation: _Observation = (
+            _Bernoulli() if config.likelihood == "bernoulli" else _Gaussian(config.variance)
+        )
+        self.config = config
+        self.budget = config.inference
+        self.randomized = not config.inference.posterior_mean
+        self.gradient: Estimated | None = None
+        self.noise: NoiseSource = FixedNoise(0)
+        self.set_parts_training(False)
+
+    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Estimate log p(x, y = k) in nats by importance sampling; a bound from below in expectation.
+
+        Shape: (B, C, H, W) -> (B, K).
+        """
+        x = self.check(x)
+        if not len(x):
+            return x.flatten(1).sum(1, keepdim=True).expand(-1, self.num_classes)
+        return self._estimate(x) if self.gradient is None else self.gradient.linearized(self._estimate, x)
+
+    def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
+        """Give the scores: the softmax of eq. 3 is over them."""
+        return scores
+
+    def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """Give p(y | x) by Bayes' rule (eq. 3)."""
+        return scores.softmax(1)
+
+    def log_weights(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        y: Float[Tensor, "#batch #classes 1 columns"],
+        noise: Float[Tensor, "batch classes samples latent"],
+    ) -> Float[Tensor, "batch classes samples"]:
+        """Give log p(x, z, y) / q(z | x, y) at z = mean + deviation * noise.
+
+        Args:
+            x: Images.
+            y: One-hot classes.
+            noise: Standard normal noise.
+        """
+        mean, log_variance = self._posterior(x, y)
+        z = mean + (0.5 * log_variance).exp() * noise
+        log_q = -0.5 * (noise.square() + log_variance + math.log(2 * math.pi)).sum(-1)
+        return self._log_likelihood(x, z, y) + normal_log_density(z, *self._prior(x, y)) - log_q
+
+    def elbo(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        y: Float[Tensor, "#batch #classes 1 columns"],
+        noise: Float[Tensor, "batch classes samples latent"],
+    ) -> Float[Tensor, "batch classes samples"]:
+        """Give log p(x, y | z) - KL[q(z | x, y) || p(z | .)] at z = mean + deviation * noise.
+
+        The same bound as the mean of `log_weights`, with less variance.
+        """
+        mean, log_variance = self._posterior(x, y)
+        z = mean + (0.5 * log_variance).exp() * noise
+        return self._log_likelihood(x, z, y) - kl_between_normals(mean, log_variance, *self._prior(x, y))
+
+    def decode(
+        self, z: Float[Tensor, "batch classes samples latent"]
+    ) -> Float[Tensor, "batch classes samples channels height width"]:
+        """Give E[x | z, y] for latents of every class.
+
+        Raises:
+            ValueError: If the graph gives the image no parents.
+        """
+        if self.decoder is None:
+            raise ValueError(f"Expected a graph that generates `x`, but got {self.config.graph}")
+        return self.observation.mean(self.decoder({"z": z, "y": self._classes(z)}))
+
+    def reconstruct(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes channels height width"]:
+        """Give r(x, y) = E[x | E_q[z | x, y], y] for every class (eq. 5), differentiable in x.
+
+        Raises:
+            ValueError: If the graph gives the image no parents.
+        """
+        x = self.check(x)
+        mean, _ = self._posterior(x, self._classes(x))
+        return self.decode(mean).squeeze(2)
+
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
+        """Give a variant that shares the weights and draws its samples in another mode; see the contract."""
+        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
+
+    def with_inference(self, **budget: Any) -> Self:
+        """Give a variant that shares the weights and samples with another budget.
+
+        Args:
+            **budget: Fields of `SamplingBudget`.
+
+        Raises:
+            ValueError: If a field is unknown or its value makes no sense.
+        """
+        known = {field.name for field in fields(SamplingBudget)}
+        if unknown := sorted(budget.keys() - known):
+            raise ValueError(f"Expected fields of SamplingBudget, {sorted(known)}, but got {unknown}")
+        changed = replace(self.budget, **budget)
+        return self._variant(budget=changed, randomized=not changed.posterior_mean)
+
+    def with_gradient(self, gradient: Literal["exact", "estimated"] | Estimated) -> Self:
+        """Give a variant that shares the weights and hands attackers another gradient.
+
+        Args:
+            gradient: `"exact"`, through the samples; `"estimated"`, from scores alone; or `Estimated` with
+                its own settings.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if isinstance(gradient, Estimated):
+            return self._variant(gradient=gradient)
+        if gradient not in ("exact", "estimated"):
+            raise ValueError(f"Expected `gradient` to be 'exact' or 'estimated', but got {gradient!r}")
+        return self._variant(gradient=Estimated() if gradient == "estimated" else None)
+
+    @property
+    def phases(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates."""
+        return {"elbo": list(self.parameters())}
+
+    def training_loss(
+        self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        """Give the negative ELBO with one sample, from torch's global generator."""
+        del phase
+        classes = nn.functional.one_hot(y, self.num_classes).to(x.dtype)[:, None, None]
+        noise = torch.randn((len(x), 1, 1, self.config.architecture.latent_dim), device=x.device)
+        return -self.elbo(x, classes, noise).mean()
+
+    def _estimate(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        noise, classes = self._draw(x), self._classes(x)
+        samples = noise.shape[2]
+        images_at_once, samples_at_once = self._chunk_sizes(x, samples)
+        chunked = images_at_once < len(x) or samples_at_once < samples
+        rows = []
+        for first in range(0, len(x), images_at_once):
+            chunk = slice(first, first + images_at_once)
+            draws = noise[chunk].split(samples_at_once, dim=2)
+            weights = [self._weigh(x[chunk], classes, draw, again=chunked) for draw in draws]
+            rows.append(torch.cat(weights, 2))
+        return log_mean_exp(torch.cat(rows).movedim(2, 0))
+
+    def _weigh(self, x: Tensor, classes: Tensor, noise: Tensor, *, again: bool) -> Tensor:
+        """Give log weights; where chunks bound the memory, backward computes their activations again."""
+        if not (again and torch.is_grad_enabled()):
+            return self.log_weights(x, classes, noise)
+        weights: Tensor = checkpoint(
+            self.log_weights, x, classes, noise, use_reentrant=False, preserve_rng_state=False
+        )
+        return weights
+
+    def _chunk_sizes(self, x: Tensor, samples: int) -> tuple[int, int]:
+        """Images and samples whose activations fit the budget's memory, at least one of each."""
+        triples = self.budget.max_bytes // (self.config.architecture.activations * x.element_size())
+        images = triples // (self.num_classes * samples)
+        return (images, samples) if images else (1, max(1, triples // self.num_classes))
+
+    def _draw(self, x: Tensor) -> Float[Tensor, "batch classes samples latent"]:
+        shape = (len(x), self.num_classes, self.budget.samples, self.config.architecture.latent_dim)
+        if self.budget.posterior_mean:
+            return x.new_zeros((*shape[:2], 1, shape[3]))
+        return self.noise.stream(part=self.budget.seed).normal(shape, like=x)
+
+    def _classes(self, like: Tensor) -> Float[Tensor, "1 classes 1 columns"]:
+        return torch.eye(self.num_classes, dtype=like.dtype, device=like.device)[None, :, None]
+
+    def _posterior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.encoder({"x": x, "y": y}).to(x.dtype).chunk(2, -1)
+        return mean, log_variance
+
+    def _prior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.prior is None:
+            zeros = x.new_zeros((1, 1, 1, self.config.architecture.latent_dim))
+            return zeros, zeros
+        mean, log_variance = self.prior({"x": x, "y": y}).to(x.dtype).chunk(2, -1)
+        return mean, log_variance
+
+    def _log_likelihood(
+        self, x: Tensor, z: Float[Tensor, "batch classes samples latent"], y: Tensor
+    ) -> Float[Tensor, "batch classes samples"]:
+        """Give log p(x | .) + log p(y | .), of those that the graph has."""
+        values = {"x": x, "z": z, "y": y}
+        total = z.new_zeros(z.shape[:-1])
+        if self.decoder is not None:
+            outputs = self.decoder(values).to(x.dtype)
+            total = total + self.observation.log_likelihood(x[:, None, None], outputs)
+        if self.label is None:
+            return total - math.log(self.num_classes)
+        log_probabilities: Tensor = self.label(values).to(x.dtype).log_softmax(-1)
+        return total + (log_probabilities * y).sum(-1)
