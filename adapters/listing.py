@@ -1,5 +1,6 @@
 """Every attack of every toolkit: whether it runs here, and what it needs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from .registry import Adapter, AttackEntry, registered
@@ -43,5 +44,16 @@ def _row(adapter: Adapter, entry: AttackEntry, channels: int) -> dict[str, Any]:
         "wrapper": f"wrap_for_{adapter.toolkit}(model{options})",
         "needs_epsilon": entry.needs_epsilon,
         "targeted": entry.targeted,
-        "parameters": dict(entry.parameters),
+        "parameters": _plain(entry.parameters),
     }
+
+
+def _plain(value: Any) -> Any:
+    """Turn parameters into what JSON can hold; an attack that is one of them into its name and parameters."""
+    if isinstance(value, AttackEntry):
+        return {"name": value.name, "parameters": _plain(value.parameters)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value

@@ -8,7 +8,7 @@ import pytest
 
 import genrobust
 
-TOOLKITS = {"art", "advertorch", "eagerpy", "foolbox", "torchattacks"}
+TOOLKITS = {"art", "advertorch", "autoattack", "eagerpy", "foolbox", "pyautoattack", "torchattacks"}
 OPTIONAL = {
     "lightning",
     "matplotlib",
@@ -73,25 +73,34 @@ print(wrap_for_foolbox is sys.modules["genrobust.adapters._foolbox"].wrap_for_fo
     assert run_python(code) == "True\n"
 
 
-@pytest.mark.parametrize(("name", "toolkit"), [("wrap_for_foolbox", "foolbox")])
-def test_a_missing_toolkit_names_the_extra(name: str, toolkit: str) -> None:
+@pytest.mark.parametrize(
+    ("extra", "package", "title"),
+    [
+        ("advertorch", "advertorch", "AdverTorch"),
+        ("art", "art", "ART"),
+        ("foolbox", "foolbox", "Foolbox"),
+        ("robustbench", "pyautoattack", "AutoAttack"),
+        ("torchattacks", "torchattacks", "torchattacks"),
+    ],
+)
+def test_a_missing_toolkit_names_the_extra(extra: str, package: str, title: str) -> None:
     code = f"""
 import sys
-sys.modules["{toolkit}"] = None
+sys.modules["{package}"] = sys.modules["autoattack"] = None
 import genrobust
 try:
-    genrobust.{name}
+    genrobust.wrap_for_{extra}
 except ImportError as error:
     print(error.name, error)
 """
     assert run_python(code) == (
-        f"{toolkit} Expected Foolbox to be installed: pip install 'genrobust[{toolkit}]'\n"
+        f"{package} Expected {title} to be installed: pip install 'genrobust[{extra}]'\n"
     )
 
 
 def test_a_star_import_needs_no_toolkit() -> None:
-    code = "import sys\nsys.modules['foolbox'] = None\nfrom genrobust import *\nprint(CNN.__name__)"
-    assert run_python(code) == "CNN\n"
+    hidden = "".join(f"sys.modules[{toolkit!r}] = None\n" for toolkit in sorted(TOOLKITS))
+    assert run_python(f"import sys\n{hidden}from genrobust import *\nprint(CNN.__name__)") == "CNN\n"
 
 
 @pytest.mark.parametrize("name", genrobust.__all__)

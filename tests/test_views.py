@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from genrobust import Classifier, expectation
@@ -123,7 +121,7 @@ def test_points_outside_are_answered_about_the_nearest_images(
     x[1, 0, 0, 0] = math.nan
     x[2] = images(model, 1, seed=1)[0]
     leaf = x.clone().requires_grad_()
-    with pytest.warns(InvalidQueryWarning, match=r"outside of \[0, 1\], from nan"):
+    with pytest.warns(InvalidQueryWarning, match="outside of"):
         logits = attack_view(model)(leaf)
     finite = [0, 2, 3]
     nearest = x[finite].clamp(0, 1).requires_grad_()
@@ -159,11 +157,10 @@ def test_a_batch_without_an_image_gets_nan(make_model: Make, images: Make) -> No
     assert logits.isnan().all()
 
 
-@given(scale=st.sampled_from([-10.0, 10.0, 255.0]))
-def test_images_of_another_scale_are_refused(make_model: Make, images: Make, scale: float) -> None:
+def test_eight_bit_images_are_refused(make_model: Make, images: Make) -> None:
     model = make_model("cnn")
-    with pytest.raises(ValueError, match=r"Expected `x` in \[0, 1\], but got a"):
-        attack_view(model)(images(model, 2) * scale)
+    with pytest.raises(ValueError, match=r"Expected `x` in \[0, 1\], but got a maximum of .*: divide by 255"):
+        attack_view(model)((255 * images(model, 2)).round())
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8), (64,)])

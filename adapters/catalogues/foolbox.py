@@ -12,12 +12,12 @@ _ADAM: dict[str, dict[str, Any]] = {
     "L2": {},
     "Linf": {},
 }
-_FAR = "undirected: fools a CNN only at several times the epsilon that gradient attacks need"
-_LINE = "moves along one line, so that every norm is kept small; Foolbox leaves the norm to the caller"
+_FAR = "Undirected: it fools a CNN at several times the epsilon that gradient attacks need."
+_LINE = "Moves along one line, so that it keeps every norm small; Foolbox leaves the norm to the caller."
 
 
 def _descent(
-    name: str, norm: Norm, *, targeted: bool = True, note: str = "", **parameters: Any
+    name: str, norm: Norm, *, targeted: bool = True, weak: str = "", note: str = "", **parameters: Any
 ) -> AttackEntry:
     """Describe a descent of the loss within a ball."""
     return AttackEntry(
@@ -27,12 +27,13 @@ def _descent(
         parameters=parameters,
         needs_epsilon=True,
         targeted=targeted,
+        weak=weak,
         note=note,
     )
 
 
 def _minimal(
-    name: str, norm: Norm, *, targeted: bool = True, note: str = "", **parameters: Any
+    name: str, norm: Norm, *, targeted: bool = True, weak: str = "", note: str = "", **parameters: Any
 ) -> AttackEntry:
     """Describe a search for the nearest adversarial example by gradients."""
     requires = {"numba": "numba"} if "BrendelBethge" in name else {}
@@ -43,6 +44,7 @@ def _minimal(
         parameters=parameters,
         targeted=targeted,
         requires=requires,
+        weak=weak,
         note=note,
     )
 
@@ -53,6 +55,7 @@ def _decision(
     *,
     needs_epsilon: bool = False,
     targeted: bool = True,
+    weak: str = "",
     note: str = "",
     **parameters: Any,
 ) -> AttackEntry:
@@ -65,6 +68,7 @@ def _decision(
         needs_epsilon=needs_epsilon,
         targeted=targeted,
         options={"output": "decisions"},
+        weak=weak,
         note=note,
     )
 
@@ -81,7 +85,7 @@ _DESCENTS = tuple(
             norm,
             note=""
             if prefix == "Linf"
-            else "never uses Adam (Foolbox 3.3): the same images as without it in the name",
+            else "Never uses Adam (Foolbox 3.3): the same images as BasicIterativeAttack.",
             steps=20,
         ),
         _descent(f"{prefix}AdamProjectedGradientDescentAttack", norm, steps=40, **_ADAM[prefix]),
@@ -95,7 +99,7 @@ _NOISES = tuple(
         "linf" if prefix == "Linf" else "l2",
         needs_epsilon=True,
         targeted=bool(repeated),
-        note=_FAR,
+        weak=_FAR,
         **({"repeats": 100} if repeated else {}),
     )
     for repeated in ("", "Repeated")
@@ -113,7 +117,7 @@ _SEARCHES = (
     _minimal(
         "L2CarliniWagnerAttack",
         "l2",
-        note="gives a black image where it finds nothing",
+        note="Gives a black image where it finds nothing.",
         steps=50,
         binary_search_steps=3,
         stepsize=0.1,
@@ -122,7 +126,7 @@ _SEARCHES = (
     _minimal(
         "EADAttack",
         "l1",
-        note="gives a black image where it finds nothing",
+        note="Gives a black image where it finds nothing.",
         steps=100,
         binary_search_steps=3,
         initial_stepsize=0.01,
@@ -133,19 +137,19 @@ _SEARCHES = (
         "NewtonFoolAttack",
         "l2",
         targeted=False,
-        note="its step grows as the gradient vanishes: far too long on a confident model, at last NaN images "
-        "that it claims as successes",
+        weak="Its step grows as the gradient vanishes, and is far too long on a confident model.",
+        note="Where the gradient underflows it gives NaN images, and claims them.",
         steps=20,
         stepsize=1e-4,
     ),
     _minimal("L2DeepFoolAttack", "l2", targeted=False, steps=20),
     _minimal("LinfDeepFoolAttack", "linf", targeted=False, steps=20),
-    _minimal("L0FMNAttack", "l0", steps=50),
+    _minimal("L0FMNAttack", "l0", note="Fails with an IndexError once its ball holds every pixel.", steps=50),
     _minimal("L1FMNAttack", "l1", steps=50),
     _minimal(
         "L2FMNAttack",
         "l2",
-        note="never projects onto its ball (Foolbox 3.3): only a short step finds a near example",
+        note="Never projects onto its ball (Foolbox 3.3): only a short step finds a near example.",
         steps=50,
         max_stepsize=0.2,
     ),
@@ -168,26 +172,27 @@ _DECISIONS = (
     _decision(
         "HopSkipJumpAttack",
         "l2",
+        note="In l-infinity with `constraint='linf'`.",
         steps=5,
         initial_gradient_eval_steps=50,
         max_gradient_eval_steps=50,
     ),
     _decision("PointwiseAttack", "l0", l2_binary_search=False),
-    _decision("SaltAndPepperNoiseAttack", "l2", note=_FAR, steps=100),
-    _decision("L2ContrastReductionAttack", "l2", needs_epsilon=True, targeted=False, note=_FAR),
+    _decision("SaltAndPepperNoiseAttack", "l2", weak=_FAR, steps=100),
+    _decision("L2ContrastReductionAttack", "l2", needs_epsilon=True, targeted=False, weak=_FAR),
     _decision("BinarySearchContrastReductionAttack", "other", note=_LINE),
     _decision("LinearSearchContrastReductionAttack", "other", note=_LINE, steps=50),
     _decision("LinearSearchBlendedUniformNoiseAttack", "other", note=_LINE, directions=50, steps=50),
     _decision("GaussianBlurAttack", "other", steps=50),
     _decision("InversionAttack", "other", targeted=False),
-    _decision("SpatialAttack", "other"),
-    _decision("DatasetAttack", "other"),
+    _decision("SpatialAttack", "other", note="Rotates and shifts."),
+    _decision("DatasetAttack", "other", note="The adapter feeds it the attacked batch."),
     _decision(
         "BinarizationRefinementAttack",
         "other",
         targeted=False,
-        note="for models that binarise images; refines the images' negatives, and raises where refinement "
-        "changes the decision",
+        note="Made for models that binarise images. The adapter lets it refine the images' negatives; where that "
+        "changes the decision it raises, and the image is left as it is.",
     ),
 )
 
@@ -205,7 +210,7 @@ FOOLBOX = Adapter(
             knowledge="white",
             parameters={"steps": 5, "xi": 1.0},
             needs_epsilon=True,
-            note="finds a line and leaves to chance which way along it: one of the two is often right",
+            weak="Finds a line and leaves to chance which way along it; the other is often right.",
         ),
         *_NOISES,
         *_SEARCHES,
@@ -216,7 +221,7 @@ FOOLBOX = Adapter(
             parameters={"steps": 30, "population": 10, "reduced_dims": (7, 7)},
             needs_epsilon=True,
             targeted=True,
-            note="targeted only; untargeted, the adapter names the most likely other class",
+            note="Targeted only: untargeted, the adapter names the most likely other class.",
         ),
         *_DECISIONS,
     ),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .adapters._art import wrap_for_art as wrap_for_art
     from .adapters._foolbox import WrongAndAccepted as WrongAndAccepted
     from .adapters._foolbox import wrap_for_foolbox as wrap_for_foolbox
+    from .adapters._robustbench import AutoAttackBudget as AutoAttackBudget
     from .adapters._robustbench import run_autoattack as run_autoattack
     from .adapters._robustbench import wrap_for_robustbench as wrap_for_robustbench
     from .adapters._torchattacks import as_torchattacks as as_torchattacks
@@ -78,6 +79,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AutoAttackBudget": ".adapters._robustbench",
     "Verification": ".adapters.verification",
     "WrongAndAccepted": ".adapters._foolbox",
     "as_torchattacks": ".adapters._torchattacks",

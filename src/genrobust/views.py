@@ -14,7 +14,6 @@ __all__ = ["AttackView", "InvalidQueryWarning", "Majority", "Output", "Probabili
 
 Output = Literal["logits", "probabilities", "decisions"]
 
-OVERSHOOT = 8.0  # no attack of the toolkits strays further from [0, 1]; 8-bit images do
 _FIRST_DRAW = 1 << 20  # apart from the seeds that models are used with
 
 
@@ -118,7 +117,7 @@ class AttackView(nn.Module):
         """Give the model's logits; NaN, with gradient zero, for rows that are not finite.
 
         Raises:
-            ValueError: If `x` is no batch of images of this model, or of another scale than [0, 1].
+            ValueError: If `x` is no batch of images of this model, or holds 8-bit values.
             TypeError: If `x` is no tensor.
         """
         device = next(self.model.parameters()).device
@@ -127,11 +126,12 @@ class AttackView(nn.Module):
         if valid_images(values).all():
             return self._answer(x)
         finite = values[values.isfinite()]
-        if len(finite) and (finite.min() < -OVERSHOOT or finite.max() > 1 + OVERSHOOT):
+        # Attacks stray as far as their steps go, but not to whole numbers, as 8-bit images are.
+        if len(finite) and finite.max() > 1.5 and torch.equal(finite, finite.round()):
             check_range(finite)
         warnings.warn(
-            f"An attack asked about points outside of [0, 1], from {values.min():.3g} to {values.max():.3g}, "
-            "and was answered about the nearest images, or NaN where they are not finite",
+            "An attack asked about points outside of [0, 1]: it was answered about the nearest images, or NaN "
+            "where they are not finite",
             InvalidQueryWarning,
             stacklevel=2,
         )

@@ -475,7 +475,9 @@ def test_targeted_square_passes_the_rejection() -> None:
 
     def attack(classes: Tensor) -> Tensor:
         with isolated_rng(0):
-            return craft(square, target, x, classes, epsilon=0.4, targeted=True).images
+            crafted = craft(square, target, x, classes, epsilon=0.4, targeted=True)
+        assert torch.equal(crafted.claimed, model.predict(crafted.images).labels == classes)
+        return crafted.images
 
     images, verification = attack_every_class(attack, model, x, y, "linf", 0.4)
     assert verification.success.all()
