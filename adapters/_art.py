@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from ..classifier import Classifier, check_range
+from ..classifier import Classifier
 from ..views import AttackView, Output, attack_view
 
 try:
@@ -20,9 +20,6 @@ except ImportError as error:
 from ._art_crafting import craft, legacy_numpy, num_classes
 
 __all__ = ["craft", "legacy_numpy", "successes", "wrap", "wrap_for_art"]
-
-STRAY = 100.0  # ShadowAttack and ZooAttack leave [0, 1] by several units; 8-bit images are further out
-NEAR = 1.0  # what of it the view is shown
 
 
 def wrap_for_art(
@@ -145,12 +142,8 @@ class _Attacked(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
-        """Give the view's answers.
-
-        Raises:
-            ValueError: If `x` is no batch of images of this model, or of another scale than [0, 1].
-        """
-        answers: Tensor = self.logits(_nearer(x if self._channels_first else x.permute(0, 3, 1, 2)))
+        """Give the view's answers."""
+        answers: Tensor = self.logits(x if self._channels_first else x.permute(0, 3, 1, 2))
         return answers
 
 
@@ -199,14 +192,3 @@ class _Predictions:
             answers = torch.where(answers.isnan(), answers, one_hot)
         array: Float[np.ndarray, "batch columns"] = answers.cpu().numpy()
         return array
-
-
-def _nearer(x: Tensor) -> Tensor:
-    """Bring points far outside of [0, 1] near it, with the gradient there; the view does the rest."""
-    values = x.detach()
-    if bool(((values >= -NEAR) & (values <= 1 + NEAR)).all()):
-        return x
-    finite = values[values.isfinite()]
-    if len(finite) and finite.abs().max() > STRAY:
-        check_range(finite)
-    return values.clamp(-NEAR, 1 + NEAR) + (x - values)  # a zero with a gradient of one; inf - inf is NaN

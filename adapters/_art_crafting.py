@@ -120,8 +120,10 @@ def num_classes(estimator: Any) -> int:
     Raises:
         ValueError: If it is none.
     """
-    white_box = isinstance(estimator, PyTorchClassifier)
-    module = estimator.model if white_box else getattr(estimator, "predict_fn", None)
+    # ART gives no access to the function that a black box predicts by.
+    module = (
+        estimator.model if isinstance(estimator, PyTorchClassifier) else vars(estimator).get("_predict_fn")
+    )
     count = getattr(module, "num_classes", None)
     if not isinstance(count, int):
         raise ValueError(f"Expected an estimator of `wrap_for_art`, but got {type(estimator).__name__}")
@@ -150,8 +152,6 @@ def _build(entry: AttackEntry, estimator: Any, *, epsilon: float | None, targete
     if unknown:
         raise ValueError(f"Expected parameters that {entry.name} takes, but got {unknown}")
     offered = {"targeted": targeted, "verbose": False, **_sizes(estimator), **_radius(entry, epsilon)}
-    if not entry.targeted:  # of AutoAttack: whether to try every target, too
-        del offered["targeted"]
     attack = kind(estimator, **{name: it for name, it in offered.items() if name in accepted} | given)
     for part in getattr(attack, "attacks", ()):  # AutoAttack cannot be told to be silent
         part.set_params(verbose=False)
@@ -306,10 +306,6 @@ def _toward_examples(attack: Any, task: _Task) -> Array:
     return _plainly(attack, task.toward(task.estimator.predict(task.call["x_tar"]).argmax(1)))
 
 
-def _sign_opt(attack: Any, task: _Task) -> Array:
-    return _from_starts("x_init")(attack, task) if task.targeted else _plainly(attack, task)
-
-
 MANNERS: dict[str, Manner] = {
     "AdversarialPatch": _patched,
     "AdversarialPatchNumpy": _toward_one_class(_patched),
@@ -324,7 +320,6 @@ MANNERS: dict[str, Manner] = {
     "LaserAttack": _with_indices,
     "SaliencyMapMethod": _toward_runner_up,
     "ShadowAttack": _one_by_one(_with_targets_only),
-    "SignOPTAttack": _sign_opt,
     "TargetedUniversalPerturbation": _toward_one_class(_plainly),
 }
 

@@ -152,8 +152,9 @@ ART = Adapter(
             "NewtonFool",
             "l2",
             targeted=False,
-            parameters={"eta": 0.05, "max_iter": 50, **BATCH},
-            note=BEYOND,
+            parameters={"eta": 0.1, "max_iter": 50, **BATCH},
+            options={"output": "probabilities"},
+            note=f"{BEYOND} Of negative logits it takes the wrong direction.",
         ),
         _white("CarliniL2Method", "l2", parameters=CARLINI),
         _white(
@@ -302,7 +303,7 @@ ART = Adapter(
             "l0",
             needs_epsilon=True,
             parameters={"es": 1, "max_iter": 1},
-            note=IDENTITY,
+            note=f"{IDENTITY} Where images are not 8-bit, other pixels change by rounding.",
             weak="Evolves sets of pixels: at this budget noise, which fools with half of the image alone.",
         ),
         _score(
@@ -349,8 +350,9 @@ ART = Adapter(
         _decision(
             "SignOPTAttack",
             "l2",
+            targeted=False,
             parameters={"num_trial": 100, "k": 100, "max_iter": 5, "alpha": 1.0},
-            note=f"Targeted, ART's line search takes the clean class for the target. {IDENTITY}",
+            note=f"With `targeted` its line search takes the clean class for the target. {IDENTITY}",
         ),
         _decision(
             "SpatialTransformation",
@@ -373,6 +375,8 @@ ART = Adapter(
                 "num_xforms_mask": 4,
                 "num_xforms_boost": 4,
                 "num_boost_queries": 200,
+                "tr_lo": 0.9,
+                "tr_hi": 1.0,
                 "rotation_range": (-10.0, 10.0),
                 "batch_size": 1,
             },

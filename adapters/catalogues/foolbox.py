@@ -12,6 +12,8 @@ _ADAM: dict[str, dict[str, Any]] = {
     "L2": {},
     "Linf": {},
 }
+_REPEATS: dict[str, dict[str, Any]] = {"": {}, "Repeated": {"repeats": 100}}
+_NO_ADAM = "Never uses Adam (Foolbox 3.3): the same images as BasicIterativeAttack."
 _FAR = "Undirected: it fools a CNN at several times the epsilon that gradient attacks need."
 _LINE = "Moves along one line, so that it keeps every norm small; Foolbox leaves the norm to the caller."
 
@@ -83,9 +85,7 @@ _DESCENTS = tuple(
         _descent(
             f"{prefix}AdamBasicIterativeAttack",
             norm,
-            note=""
-            if prefix == "Linf"
-            else "Never uses Adam (Foolbox 3.3): the same images as BasicIterativeAttack.",
+            note=_NO_ADAM if prefix != "Linf" else "",
             steps=20,
         ),
         _descent(f"{prefix}AdamProjectedGradientDescentAttack", norm, steps=40, **_ADAM[prefix]),
@@ -100,9 +100,9 @@ _NOISES = tuple(
         needs_epsilon=True,
         targeted=bool(repeated),
         weak=_FAR,
-        **({"repeats": 100} if repeated else {}),
+        **_REPEATS[repeated],
     )
-    for repeated in ("", "Repeated")
+    for repeated in _REPEATS
     for prefix, kind in (
         ("L2", "Gaussian"),
         ("L2", "Uniform"),
@@ -191,8 +191,8 @@ _DECISIONS = (
         "BinarizationRefinementAttack",
         "other",
         targeted=False,
-        note="Made for models that binarise images. The adapter lets it refine the images' negatives; where that "
-        "changes the decision it raises, and the image is left as it is.",
+        note="Made for models that binarise images. The adapter lets it refine the images' negatives; where "
+        "that changes the decision it raises, and the image is left as it is.",
     ),
 )
 

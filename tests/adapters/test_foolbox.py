@@ -136,7 +136,7 @@ def test_what_the_model_refuses_foolbox_reports(make_victim: Make) -> None:
     model = make_victim("cnn")
     x, _ = chosen(model)
     with pytest.raises(ValueError, match=r"`x` in \[0, 1\], but got a maximum of .*: divide by 255"):
-        wrap_for_foolbox(model)(x * 255)
+        wrap_for_foolbox(model)((x * 255).round())
 
 
 @each_model

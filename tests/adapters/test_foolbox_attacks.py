@@ -345,7 +345,7 @@ def test_plain_misclassification_stops_at_rejection_and_every_class_does_not() -
 def test_nan_images_of_newton_fool() -> None:
     x, y = textured(8, classes=(1, 2))  # argmax calls NaN class 0
     model = Bands(sharpness=1e5)
-    with pytest.warns(InvalidQueryWarning, match="nan"):
+    with pytest.warns(InvalidQueryWarning):
         crafted = run("NewtonFoolAttack", model, x, y)
     assert crafted.claimed.all()
     found = verify(model, x, y, crafted.images, "l2", None, claimed=crafted.claimed)

@@ -1,7 +1,7 @@
 """Every attack of every toolkit against a CNN, ABS and E-ABS with shipped weights, on digits.
 
-By default a covering subset runs: of every toolkit the first attack for each norm and knowledge. `-m matrix`
-runs the others.
+By default a subset runs: of every toolkit the first attack by gradients in each of Linf and L2. `-m matrix` runs the
+rest, of which some ask a model for thousands of answers.
 """
 
 import warnings
@@ -35,7 +35,8 @@ def entries() -> Iterator[Any]:
             first = (entry.norm, entry.knowledge) not in seen
             seen.add((entry.norm, entry.knowledge))
             for model in ("cnn", "abs", "eabs"):
-                marks = () if first else (pytest.mark.matrix,)
+                quick = first and entry.knowledge == "white" and entry.norm in ("linf", "l2")
+                marks = () if quick else (pytest.mark.matrix,)
                 yield pytest.param(
                     adapter, entry, model, id=f"{adapter.toolkit}-{entry.name}-{model}", marks=marks
                 )
@@ -56,7 +57,7 @@ def victims() -> dict[str, tuple[Classifier, Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize(("adapter", "entry", "name"), list(entries()))
-def test_the_attack_runs_and_fools_the_cnn(
+def test_it_runs_and_does_what_it_can(
     adapter: Adapter,
     entry: AttackEntry,
     name: str,
