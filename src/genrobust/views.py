@@ -130,8 +130,8 @@ class AttackView(nn.Module):
         if len(finite) and finite.max() > 1.5 and torch.equal(finite, finite.round()):
             check_range(finite)
         warnings.warn(
-            "An attack asked about points outside of [0, 1]: it was answered about the nearest images, or NaN "
-            "where they are not finite",
+            "An attack asked about points outside of [0, 1]: it was answered about the nearest images, or "
+            "NaN where they are not finite",
             InvalidQueryWarning,
             stacklevel=2,
         )

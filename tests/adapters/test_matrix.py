@@ -1,7 +1,7 @@
 """Every attack of every toolkit against a CNN, ABS and E-ABS with shipped weights, on digits.
 
-By default a subset runs: of every toolkit the first attack by gradients in each of Linf and L2. `-m matrix` runs the
-rest, of which some ask a model for thousands of answers.
+By default a subset runs: of every toolkit the first attack by gradients in each of Linf and L2. `-m matrix`
+runs the rest, of which some ask a model for thousands of answers.
 """
 
 import warnings
