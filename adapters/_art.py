@@ -52,8 +52,9 @@ def wrap_for_art(
         eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
             above 1 every query is the log-mean-exp of fresh draws.
         clip_values: Bounds that attacks keep to, within [0, 1].
-        output: `"logits"`; `"probabilities"`, which SimBA and VirtualAdversarialMethod ask for;
-            `"decisions"`, for decision-based attacks: the majority of draws, the same at every query.
+        output: `"logits"`; `"probabilities"`, which SimBA and VirtualAdversarialMethod ask for, and which
+            NewtonFool needs without asking; `"decisions"`, for decision-based attacks: the majority of draws,
+            the same at every query.
         black_box: Give a `BlackBoxClassifierNeuralNetwork`, which predicts and no more; of `"decisions"` it
             gives the decision alone, one-hot.
         channels_first: Whether images are (C, H, W); LaserAttack takes none but (H, W, C).

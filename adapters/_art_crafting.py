@@ -62,7 +62,7 @@ def craft(
     An attack that searches from an adversarial image on starts at the nearest in the batch or in uniform
     noise; an image for which there is none comes back as it is. An attack that always has a target is sent,
     untargeted, to the runner-up class; one that makes a single perturbation for all images, to a class that
-    none of them has.
+    none of them has. GeoDA runs in a working directory of its own.
 
     Args:
         entry: Which attack, with its parameters. One of them may be an entry too: an attack made of others.
@@ -121,9 +121,8 @@ def num_classes(estimator: Any) -> int:
         ValueError: If it is none.
     """
     # ART gives no access to the function that a black box predicts by.
-    module = (
-        estimator.model if isinstance(estimator, PyTorchClassifier) else vars(estimator).get("_predict_fn")
-    )
+    white_box = isinstance(estimator, PyTorchClassifier)
+    module = estimator.model if white_box else getattr(estimator, "_predict_fn", None)
     count = getattr(module, "num_classes", None)
     if not isinstance(count, int):
         raise ValueError(f"Expected an estimator of `wrap_for_art`, but got {type(estimator).__name__}")

@@ -84,7 +84,7 @@ def test_refinement_reaches_the_best_mean_and_variance(
     mean, variance = oracle.optimal_mean(linear_images), oracle.optimal_variance()
     best = oracle.expected_objective(linear_images, mean, variance)
     reached = oracle.expected_objective(linear_images, found.mean, found.log_variance.exp())
-    assert ((reached - best) / best).abs().max() < 1e-3
+    assert ((reached - best) / best).abs().max() < 2e-3
     unit = oracle.expected_objective(linear_images, mean, torch.ones_like(variance))
     assert ((unit - best) / best).min() > 5e-3
 

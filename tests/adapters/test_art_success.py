@@ -159,9 +159,10 @@ def test_newtonfool_runs_the_wrong_way_on_negative_logits() -> None:
     assert ART.attack("NewtonFool").options == {"output": "probabilities"}
 
 
+@pytest.mark.skipif(hasattr(np, "mat"), reason="NumPy 1 has them")
 def test_numpys_old_names_are_there_for_the_block_alone() -> None:
-    names = [name for name in ("mat", "asfarray") if not hasattr(np, name)]
-    assert names, "written for NumPy 2"
+    names = ["mat", "asfarray"]
+    assert not any(hasattr(np, name) for name in names)
     with legacy_numpy():
         there = [getattr(np, name) for name in names]
     assert [make([[1, 2]]).tolist() for make in there] == [[[1, 2]]] * len(names)

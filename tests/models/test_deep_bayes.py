@@ -340,7 +340,7 @@ def test_attacks_average_fresh_draws_and_verdicts_use_others() -> None:
     torch.testing.assert_close(view(x), draws.logsumexp(0) - math.log(5))
     y = model.predict(x).labels
     verdict = verify(model, x, y, (x + 0.3).clamp(0, 1), "linf", 0.3)
-    judge = model.with_randomness("fresh", seed=0).with_inference(seed=2)
+    judge = model.with_randomness("fresh", seed=1 << 30).with_inference(seed=2)
     assert torch.equal(verdict.prediction, judge.predict((x + 0.3).clamp(0, 1)).labels)
     assert not verdict.zero_gradient.any()
 
