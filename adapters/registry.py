@@ -41,6 +41,7 @@ class AttackEntry:
         requires: Modules that it imports beside the toolkit, and the distribution that has each.
         channels: The only number of image channels that it takes, if it does not take any.
         broken: Why it cannot run at all, if it cannot.
+        weak: Why it cannot be expected to fool a CNN, if it cannot.
         note: What to know before its result is trusted.
     """
 
@@ -54,6 +55,7 @@ class AttackEntry:
     requires: Mapping[str, str] = field(default_factory=dict)
     channels: int | None = None
     broken: str = ""
+    weak: str = ""
     note: str = ""
 
     def obstacle(self, *, channels: int = 1) -> str:

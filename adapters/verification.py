@@ -18,8 +18,8 @@ __all__ = [
     "attack_every_class",
     "distance",
     "fresh_variant",
+    "reach",
     "verify",
-    "within",
 ]
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -27,6 +27,7 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 BALL_TOLERANCE = 1e-4  # relative: float32 projections end a little outside of the ball
 NO_PREDICTION = -1  # of an image that is none, and was therefore never shown to the model
 _CODEBOOK_SEED = 2  # apart from the attacked model's own, which is 0 unless somebody chose it
+_NOISE_SEED = 1 << 30  # apart from the draws that an attack has seen, whatever their seed
 
 C = TypeVar("C", bound=Classifier)
 
@@ -38,6 +39,7 @@ class Verification:
 
     Attributes:
         success: The verdict: an image, within the ball, that the model labels wrongly and does not reject.
+            Where there is no ball, a black image is none: it is what some attacks return when they fail.
         claimed: Where the toolkit, or the model as it was attacked, says that the attack succeeded.
         prediction: The decision by fresh randomness; K where rejected, -1 where there is no image.
         distance: Norm of the perturbation; infinite where the image is not finite.
@@ -112,17 +114,18 @@ def verify(
     _check(model, x, y, x_adv, norm, epsilon)
     images = x_adv.detach().to(device=x.device, dtype=x.dtype)
     valid = valid_images(images)
-    judge = fresh_variant(model, seed=seed, codebook_seed=_CODEBOOK_SEED + seed)
+    judge = fresh_variant(model, seed=_NOISE_SEED + seed, codebook_seed=_CODEBOOK_SEED + seed)
     prediction, rejected = _decide(judge, images, valid)
     distances = distance(images - x, norm)
-    outside = torch.zeros_like(valid) if epsilon is None else ~within(distances, epsilon)
+    outside = distances > (torch.inf if epsilon is None else reach(epsilon))
+    black = (images == 0).flatten(1).all(1) & (x != 0).flatten(1).any(1)
     if claimed is None:
         own, refused = _decide(model, images, valid)
         claimed = valid & (own != y) & ~refused
     not_finite = ~images.isfinite().flatten(1).all(1)
-    clean_black = (x == 0).flatten(1).all(1)
+    success = valid & ~outside & (prediction != y) & ~rejected
     return Verification(
-        success=valid & ~outside & (prediction != y) & ~rejected,
+        success=success & ~black if epsilon is None else success,
         claimed=claimed,
         prediction=prediction,
         distance=distances,
@@ -130,7 +133,7 @@ def verify(
         outside_range=~valid & ~not_finite,
         outside_ball=outside,
         unchanged=(images == x).flatten(1).all(1),
-        black=(images == 0).flatten(1).all(1) & ~clean_black,
+        black=black,
         zero_gradient=_zero_gradient(model, x, y),
         rejected=rejected,
     )
@@ -193,17 +196,19 @@ def distance(
 
     `"l0"` counts changed pixels: a pixel with several channels counts once.
     """
-    delta = perturbation.double().nan_to_num(nan=torch.inf)
+    delta = perturbation.double()
+    finite = delta.isfinite().flatten(1).all(1)
     if norm == "l0":
-        count = (delta != 0).any(1).flatten(1).sum(1).double()
-        return torch.where(delta.isfinite().flatten(1).all(1), count, torch.inf)
-    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
-    return torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+        norms = (delta != 0).any(1).flatten(1).sum(1).double()
+    else:
+        order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+        norms = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+    return norms.where(finite, torch.inf)
 
 
-def within(distances: Float[Tensor, " batch"], epsilon: float) -> Bool[Tensor, " batch"]:
-    """Say which perturbations are within epsilon, up to the tolerance."""
-    return distances <= epsilon * (1 + BALL_TOLERANCE)
+def reach(epsilon: float) -> float:
+    """Give the largest distance that counts as within epsilon."""
+    return epsilon * (1 + BALL_TOLERANCE)
 
 
 def _check(model: Classifier, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, epsilon: float | None) -> None:

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("label", pa.int64(), nullable=False),
         pa.field("clean_prediction", pa.int64(), nullable=False),
         pa.field("prediction", pa.int64()),  # null where the attack returned no image
+        pa.field("rejected", pa.bool_(), nullable=False),
         pa.field("claimed", pa.bool_(), nullable=False),  # by the toolkit
         pa.field("valid", pa.bool_(), nullable=False),  # finite and in [0, 1]
         pa.field("success", pa.bool_(), nullable=False),  # after re-scoring

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..adapters.registry import Crafted
+from ..adapters.verification import NO_PREDICTION, fresh_variant
 from ..classifier import Classifier, GenerativeClassifier
 from ..data import ImageDataset
 from .cells import Cell, derived_seed
-from .scoring import NO_PREDICTION, fresh_variant, rescore
+from .scoring import rescore
 from .suites import CLEAN, Suite
-from .toolkits import Crafted, craft
+from .toolkits import craft
 
 __all__ = ["Experiment", "choose_samples", "execute"]
 
@@ -112,7 +114,8 @@ def execute(
         "label": labels.cpu().numpy(),
         "clean_prediction": predictions if clean_predictions is None else clean_predictions,
         "prediction": [None if p == NO_PREDICTION else int(p) for p in predictions],
-        "claimed": crafted.claimed.cpu().numpy(),
+        "rejected": verdicts.rejected,
+        "claimed": verdicts.claimed,
         "valid": verdicts.valid,
         "success": verdicts.success,
         "distance_l2": verdicts.distance_l2,

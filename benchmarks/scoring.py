@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..classifier import Classifier, GenerativeClassifier
+from ..adapters.registry import Crafted
+from ..adapters.verification import NO_PREDICTION, distance, reach
+from ..classifier import Classifier, valid_images
 from .suites import Norm
-from .toolkits import Crafted, valid_images
 
-__all__ = ["BALL_TOLERANCE", "NO_PREDICTION", "Verdicts", "fresh_variant", "rescore", "within"]
-
-BALL_TOLERANCE = 1e-4  # relative: float32 projections end a little outside of the ball
-NO_PREDICTION = -1  # of an image that is none, and was therefore never shown to the model
+__all__ = ["Verdicts", "rescore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,32 +22,25 @@ class Verdicts:
     """What re-scoring found, per image.
 
     Attributes:
+        claimed: Whether the toolkit says that it succeeded; everywhere, if it says nothing.
         prediction: Decision on the example; -1 where it is no image.
+        rejected: Whether the model refuses to decide.
         valid: Whether the example is finite and in [0, 1].
-        success: Whether it is valid, within the ball (where the attack has one) and labelled wrongly.
+        success: Whether it is valid, within the ball (where the attack has one), labelled wrongly and not
+            rejected.
         distance_l2: L2 norm of the perturbation; infinite where the example is not finite.
         distance_linf: Its Linf norm.
         overshoot: Factor by which the toolkit's perturbation was lengthened.
     """
 
+    claimed: Bool[np.ndarray, " batch"]
     prediction: Int[np.ndarray, " batch"]
+    rejected: Bool[np.ndarray, " batch"]
     valid: Bool[np.ndarray, " batch"]
     success: Bool[np.ndarray, " batch"]
     distance_l2: Float[np.ndarray, " batch"]
     distance_linf: Float[np.ndarray, " batch"]
     overshoot: Float[np.ndarray, " batch"]
-
-
-def fresh_variant(model: Classifier, *, seed: int, codebook_seed: int) -> Classifier:
-    """Give the variant that judges: the model's full budget, with noise and candidates no attack has seen."""
-    if not isinstance(model, GenerativeClassifier):
-        return model
-    return model.with_randomness("fresh", seed=seed).with_inference(seed=codebook_seed)
-
-
-def within(distance: Float[np.ndarray, " batch"], epsilon: float) -> Bool[np.ndarray, " batch"]:
-    """Say which perturbations are within epsilon, up to the tolerance."""
-    return np.asarray(distance <= epsilon * (1 + BALL_TOLERANCE))
 
 
 def rescore(
@@ -64,7 +56,7 @@ def rescore(
     """Judge what an attack returned.
 
     Args:
-        judge: The variant that judges; see `fresh_variant`.
+        judge: The variant that judges; see `adapters.verification.fresh_variant`.
         images: The attacked images.
         labels: Their classes.
         crafted: What the attack made of them.
@@ -74,8 +66,10 @@ def rescore(
             where the toolkit claimed success, until the judge errs.
     """
     judged = crafted.images.to(images.dtype).clone()
+    claimed = torch.ones_like(labels, dtype=torch.bool) if crafted.claimed is None else crafted.claimed
     valid = valid_images(judged)
     prediction = torch.full_like(labels, NO_PREDICTION)
+    rejected = torch.zeros_like(valid)
     overshoot = torch.ones(len(labels), dtype=torch.float64)
     remaining = valid.clone()
     for factor in overshoots if epsilon is None else (1.0,):
@@ -85,33 +79,20 @@ def rescore(
             step = crafted.images[remaining].to(images.dtype) - images[remaining]
             judged[remaining] = (images[remaining] + factor * step).clamp(0, 1)
         overshoot[remaining.cpu()] = factor
-        prediction[remaining] = judge.predict(judged[remaining]).labels
-        remaining &= (prediction == labels) & crafted.claimed
-    return _verdicts(judged - images, prediction, labels, valid, overshoot, norm, epsilon)
-
-
-def _verdicts(
-    perturbation: Tensor,
-    prediction: Tensor,
-    labels: Tensor,
-    valid: Tensor,
-    overshoot: Tensor,
-    norm: Norm,
-    epsilon: float | None,
-) -> Verdicts:
-    flat = perturbation.flatten(1).double().nan_to_num(nan=torch.inf)
-    distances: dict[Norm, np.ndarray] = {
-        "l2": flat.norm(dim=1).cpu().numpy(),
-        "linf": flat.abs().amax(1).cpu().numpy(),
-    }
-    success = (valid & (prediction != labels)).cpu().numpy()
+        decision = judge.predict(judged[remaining])
+        prediction[remaining], rejected[remaining] = decision.labels, decision.rejected
+        remaining &= ((prediction == labels) | rejected) & claimed
+    success = valid & (prediction != labels) & ~rejected
+    distances = {norm: distance(judged - images, norm) for norm in get_args(Norm)}
     if epsilon is not None:
-        success = success & within(distances[norm], epsilon)
+        success &= distances[norm] <= reach(epsilon)
     return Verdicts(
+        claimed=claimed.cpu().numpy(),
         prediction=prediction.cpu().numpy(),
+        rejected=rejected.cpu().numpy(),
         valid=valid.cpu().numpy(),
-        success=success,
-        distance_l2=distances["l2"],
-        distance_linf=distances["linf"],
+        success=success.cpu().numpy(),
+        distance_l2=distances["l2"].cpu().numpy(),
+        distance_linf=distances["linf"].cpu().numpy(),
         overshoot=overshoot.numpy(),
     )

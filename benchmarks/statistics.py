@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 
+from ..adapters.verification import reach
 from .results import Results
-from .scoring import within
 from .suites import CLEAN, Attack, Norm
 
 __all__ = [
@@ -185,7 +185,7 @@ def robust_accuracy(
     distances: Float[np.ndarray, " samples"], epsilons: Float[np.ndarray, " epsilons"]
 ) -> Float[np.ndarray, " epsilons"]:
     """Give the share of samples that no perturbation within each epsilon breaks."""
-    return np.array([(~within(distances, float(epsilon))).mean() for epsilon in epsilons])
+    return np.array([(distances > reach(float(epsilon))).mean() for epsilon in epsilons])
 
 
 def summarise(results: Results) -> Summary:
@@ -205,7 +205,7 @@ def summarise(results: Results) -> Summary:
             groups.append((f"all-{threat.norm}", "all attacks", attacks))
         for key, title, group in groups:
             robust = {
-                model: ~within(_shortest(distances, model, group), threat.epsilon) for model in results.models
+                model: _shortest(distances, model, group) > reach(threat.epsilon) for model in results.models
             }
             rows.append(Row(key=key, title=title, norm=threat.norm, epsilon=threat.epsilon, robust=robust))
         everywhere = [attack for attack in attacks if attack.every_epsilon or attack.kind == "minimal norm"]

@@ -1,41 +1,25 @@
 """The attacks of the toolkits, built and run as a suite's entries say."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar, final
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import foolbox
 import torch
-from eagerpy.astensor import astensor, astensor_
 from foolbox.attacks.base import FixedEpsilonAttack, MinimizationAttack
-from foolbox.types import Bounds
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..adapters._foolbox import wrap_for_foolbox
-from ..classifier import RANGE_TOLERANCE, Classifier
+from ..adapters.registry import Crafted
+from ..classifier import Classifier
 from ..randomness import isolated_rng
+from ..views import InvalidQueryWarning
 from .suites import Attack, Kind, check_choice
 
-__all__ = ["Crafted", "build_attack", "craft", "starting_points", "valid_images"]
+__all__ = ["build_attack", "craft", "starting_points"]
 
 BISECTIONS = 8  # between an image and its starting point: to 1/256 of their distance
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Crafted:
-    """What an attack returned.
-
-    Attributes:
-        images: One per attacked image; whatever the toolkit made, not necessarily finite or in [0, 1].
-        claimed: Where the toolkit says that it succeeded.
-    """
-
-    images: Float[Tensor, "batch channels height width"]
-    claimed: Bool[Tensor, " batch"]
 
 
 def build_attack(attack: Attack) -> foolbox.Attack:
@@ -88,16 +72,17 @@ def craft(
     if attack.start_from_images and pool is None:
         raise ValueError(f"Expected a `pool` of images for {attack.key!r}, but got none")
     built = build_attack(attack)
-    with _frozen(model), isolated_rng(seed):
-        target = _Tolerant(wrap_for_foolbox(model, eot=eot, seed=seed))
+    with isolated_rng(seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", InvalidQueryWarning)  # re-scoring judges what comes of it
+        target = wrap_for_foolbox(model, eot=eot, seed=seed)
         if pool is None or not attack.start_from_images:
-            return _run(built, attack.kind, target, images, labels, epsilon)
+            return Crafted(*_run(built, attack.kind, target, images, labels, epsilon))
         points, found = starting_points(model, images, labels, pool)
         crafted, claimed = images.clone(), torch.zeros_like(found)
         if found.any():
             chosen, classes = images[found], labels[found]
             part = _run(built, attack.kind, target, chosen, classes, epsilon, starting_points=points)
-            crafted[found], claimed[found] = part.images, part.claimed
+            crafted[found], claimed[found] = part
         return Crafted(crafted, claimed)
 
 
@@ -135,66 +120,17 @@ def starting_points(
     return torch.lerp(near, far, high), found
 
 
-def valid_images(x: Float[Tensor, "batch channels height width"]) -> Bool[Tensor, " batch"]:
-    """Say which images are finite and in [0, 1], within the models' own tolerance."""
-    inside = (x >= -RANGE_TOLERANCE) & (x <= 1 + RANGE_TOLERANCE)  # False for NaN too
-    return inside.flatten(1).all(1)
-
-
 def _run(
     attack: foolbox.Attack,
     kind: Kind,
-    target: "_Tolerant",
+    target: foolbox.models.Model,
     images: Float[Tensor, "batch channels height width"],
     labels: Int[Tensor, " batch"],
     epsilon: float | None,
     **arguments: Any,
-) -> Crafted:
+) -> tuple[Tensor, Tensor]:
     # Foolbox returns the raw and the clipped images; without an epsilon they are the same.
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] = attack.__call__
     bound = None if kind == "minimal norm" else epsilon
     _, clipped, claimed = run(target, images, labels, epsilons=bound, **arguments)
-    return Crafted(clipped.detach(), claimed.bool())
-
-
-@final
-class _Tolerant(foolbox.models.Model):
-    """Answers NaN where the model refuses an image.
-
-    Some attacks leave [0, 1] or divide by a vanished gradient, and Foolbox asks the model about the result. A
-    refusal would end the run; with NaN the toolkit makes its claim, and re-scoring judges it.
-    """
-
-    def __init__(self, model: foolbox.models.Model) -> None:
-        self._model = model
-        self.data_format = "channels_first"
-
-    @property
-    def bounds(self) -> Bounds:
-        return self._model.bounds
-
-    def __call__(self, inputs: T) -> T:
-        x, restore_type = astensor_(inputs)
-        images: Tensor = x.raw
-        valid = valid_images(images.detach())
-        if valid.all():
-            answer = self._model(images)
-        else:
-            answer = self._model(images[valid])
-            nan = images.flatten(1).sum(1, keepdim=True).expand(-1, answer.shape[1]) * torch.nan
-            answer = nan.index_put((valid,), answer)
-        restored: T = restore_type(astensor(answer))
-        return restored
-
-
-@contextmanager
-def _frozen(model: Classifier) -> Iterator[None]:
-    """Keep the attacks' backward passes from collecting gradients in the weights."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+    return clipped.detach(), claimed.bool()

@@ -636,3 +636,12 @@ def test_the_contract_is_abstract() -> None:
     for contract in (Classifier, GenerativeClassifier):
         with pytest.raises(TypeError, match="abstract"):
             contract(input_shape=(1, 2, 2), num_classes=2)  # type: ignore[abstract]
+
+
+def test_fixed_noise_is_no_candidate() -> None:
+    """torch's CPU generator takes 32 bits of a seed: streams that differ in higher bits are one stream."""
+    like = torch.zeros(1)
+    draws = [FixedNoise(seed).stream(part).normal((1, 8), like=like) for seed in (0, 1) for part in (0, 1)]
+    small = [torch.randn((1, 8), generator=torch.Generator().manual_seed(seed)) for seed in range(1100)]
+    assert not any(torch.equal(draw, other) for draw in draws for other in small)
+    assert len({tuple(draw[0].tolist()) for draw in draws}) == 4

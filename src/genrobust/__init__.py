@@ -15,10 +15,14 @@ from .models.eabs import EABS, EABSConfig
 from .nets import Architecture, DecoderBank, architecture
 
 if TYPE_CHECKING:
+    from .adapters._advertorch import import_advertorch as import_advertorch
     from .adapters._advertorch import wrap_for_advertorch as wrap_for_advertorch
     from .adapters._art import wrap_for_art as wrap_for_art
+    from .adapters._foolbox import WrongAndAccepted as WrongAndAccepted
     from .adapters._foolbox import wrap_for_foolbox as wrap_for_foolbox
+    from .adapters._robustbench import run_autoattack as run_autoattack
     from .adapters._robustbench import wrap_for_robustbench as wrap_for_robustbench
+    from .adapters._torchattacks import as_torchattacks as as_torchattacks
     from .adapters._torchattacks import wrap_for_torchattacks as wrap_for_torchattacks
     from .adapters.verification import Verification, attack_every_class, verify
     from .data import load_dataset
@@ -56,10 +60,14 @@ __all__ = [
 
 _LAZY = {
     "Verification": ".adapters.verification",
+    "WrongAndAccepted": ".adapters._foolbox",
+    "as_torchattacks": ".adapters._torchattacks",
     "attack_every_class": ".adapters.verification",
+    "import_advertorch": ".adapters._advertorch",
     "list_models": ".zoo",
     "load_dataset": ".data",
     "load_model": ".zoo",
+    "run_autoattack": ".adapters._robustbench",
     "verify": ".adapters.verification",
     "wrap_for_advertorch": ".adapters._advertorch",
     "wrap_for_art": ".adapters._art",

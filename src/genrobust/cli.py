@@ -1,6 +1,7 @@
-"""The commands: train a model, list the shipped ones, run a benchmark suite."""
+"""The commands: list models and attacks, train a model, run a benchmark suite."""
 
 import ctypes
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,33 @@ def models() -> None:
             f"{card['best_epoch']} of {card['epochs']}",
             f"{card['hours']:.2f}",
         )
+    console.print(table)
+
+
+@app.command()
+def attacks(
+    toolkit: Annotated[str | None, typer.Option(help="Of one toolkit, such as foolbox, only.")] = None,
+    channels: Annotated[int, typer.Option(help="Of the images that are to be attacked.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print rows for a program.")] = False,
+) -> None:
+    """List every attack of every toolkit: whether it runs here, why not, and what it needs."""
+    from .adapters import list_attacks
+
+    rows = list_attacks(toolkit, channels=channels)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("attack", "norm", "knowledge", "runs", "wrapper", "reason, or what to know")
+    for name in dict.fromkeys(row["toolkit"] for row in rows):
+        mine = [row for row in rows if row["toolkit"] == name]
+        running = sum(row["runs"] for row in mine)
+        version = mine[0]["version"] or "not installed"
+        table.add_section()
+        table.add_row(f"[bold]{name}[/bold] {version}", "", "", f"{running} of {len(mine)}", "", "")
+        for row in mine:
+            needs = "" if row["wrapper"].endswith("(model)") else row["wrapper"]
+            runs = "yes" if row["runs"] else "[red]no[/red]"
+            table.add_row(row["name"], row["norm"], row["knowledge"], runs, needs, row["reason"])
     console.print(table)
 
 

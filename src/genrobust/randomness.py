@@ -13,7 +13,7 @@ __all__ = ["FixedNoise", "FreshNoise", "NoiseSource", "NoiseStream", "isolated_r
 
 Mode = Literal["fixed", "fresh"]
 
-_STREAMS = 1 << 40  # apart from the small seeds that candidates are drawn with
+_STREAMS = 1 << 31  # apart from the small seeds that candidates are drawn with; torch ignores higher bits
 
 
 class NoiseStream(Protocol):

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from .classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
 from .gradients import expectation
 
-__all__ = ["InvalidQueryWarning", "Majority", "Output", "Probabilities", "Tolerant", "attack_view"]
+__all__ = ["AttackView", "InvalidQueryWarning", "Majority", "Output", "Probabilities", "attack_view"]
 
 Output = Literal["logits", "probabilities", "decisions"]
 
-OVERSHOOT = 0.5  # an attack strays this far from [0, 1] at most; images of another scale are further out
+OVERSHOOT = 8.0  # no attack of the toolkits strays further from [0, 1]; 8-bit images do
 _FIRST_DRAW = 1 << 20  # apart from the seeds that models are used with
 
 
 class InvalidQueryWarning(UserWarning):
-    """An attack asked about something that is no image in [0, 1], and was answered NaN."""
+    """An attack asked about something that is no image in [0, 1]."""
 
 
-def attack_view(model: Classifier, *, eot: int = 1, output: Output = "logits", seed: int = 0) -> "Tolerant":
+def attack_view(model: Classifier, *, eot: int = 1, output: Output = "logits", seed: int = 0) -> "AttackView":
     """Give the module that a toolkit attacks.
 
     Args:
@@ -47,9 +47,9 @@ def attack_view(model: Classifier, *, eot: int = 1, output: Output = "logits", s
                 f"Expected `eot` of 1 for {type(model).__name__}, which draws no noise, but got {eot}"
             )
         if output == "decisions":
-            return Tolerant(Majority(model, draws=eot, seed=seed))
+            return AttackView(Majority(model, draws=eot, seed=seed))
         model = expectation(model, eot, generator=torch.Generator().manual_seed(seed))
-    return Tolerant(Probabilities(model) if output == "probabilities" else model)
+    return AttackView(Probabilities(model) if output == "probabilities" else model)
 
 
 class _View(Classifier):
@@ -95,12 +95,15 @@ class Majority(_View):
 
 
 @final
-class Tolerant(nn.Module):
-    """Answers NaN, with a warning, where a toolkit asks about something that is no image.
+class AttackView(nn.Module):
+    """A classifier as a toolkit may ask it: no query ends an attack, none leaves a trace in the weights.
 
-    Some attacks leave [0, 1], or divide by a vanished gradient, and ask the model about the result. A refusal
-    would end the attack on the images beside it too; with NaN the toolkit goes on, and verification judges
-    what it returns.
+    Attacks that look ahead, probe around an image or step over the bounds on their way ask about points
+    slightly outside of [0, 1]: they are answered about the nearest image, and gradients pass as they are.
+    Attacks that divide by a vanished gradient ask about NaN: such rows are answered NaN, because a refusal
+    would end the attack on the images beside them. Both with a warning; verification judges what comes of it.
+    Backward passes reach the images alone, so that weights collect no gradient; except in training mode, for
+    attacks that fine-tune the model (LGV).
 
     Attributes:
         model: The classifier that answers.
@@ -112,7 +115,7 @@ class Tolerant(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
-        """Give the model's logits; NaN, with gradient zero, for rows that are no images.
+        """Give the model's logits; NaN, with gradient zero, for rows that are not finite.
 
         Raises:
             ValueError: If `x` is no batch of images of this model, or of another scale than [0, 1].
@@ -121,17 +124,33 @@ class Tolerant(nn.Module):
         device = next(self.model.parameters()).device
         check_layout(x, input_shape=self.model.input_shape, device=device)
         values = x.detach()
-        valid = valid_images(values)
-        if valid.all():
-            logits: Tensor = self.model(x)
-            return logits
+        if valid_images(values).all():
+            return self._answer(x)
         finite = values[values.isfinite()]
         if len(finite) and (finite.min() < -OVERSHOOT or finite.max() > 1 + OVERSHOOT):
             check_range(finite)
         warnings.warn(
-            f"Answered NaN to {int((~valid).sum())} of {len(x)} images: not finite, or outside of [0, 1]",
+            f"An attack asked about points outside of [0, 1], from {values.min():.3g} to {values.max():.3g}, "
+            "and was answered about the nearest images, or NaN where they are not finite",
             InvalidQueryWarning,
             stacklevel=2,
         )
-        answers: Tensor = self.model(x[valid])
+        # A zero with a gradient of one; NaN where `x` is not finite.
+        nearest = values.clamp(0, 1) + (x - values)
+        valid = valid_images(nearest.detach())
+        answers = self._answer(nearest[valid])
         return answers.new_full((len(x), answers.shape[1]), torch.nan).index_put((valid,), answers)
+
+    def _answer(self, x: Tensor) -> Tensor:
+        trainable = [p for p in self.model.parameters() if p.requires_grad and not self.training]
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            logits: Tensor = self.model(x)
+            return logits
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+Tolerant = AttackView

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+
+from genrobust import ABS, CNN, EABS
 from genrobust.benchmarks.results import Results
 from genrobust.benchmarks.shipped import QUICK
 from genrobust.benchmarks.suites import Attack, Suite, ThreatModel
-
-from genrobust import ABS, CNN, EABS
 from genrobust.data import ImageDataset, load_dataset
 from genrobust.randomness import isolated_rng
 
@@ -106,6 +106,7 @@ def make_results() -> Callable[..., Results]:
                 "sample": [row[2] for row in rows],
                 "label": [0] * len(rows),
                 "clean_prediction": [0 if row[3] else 1 for row in rows],
+                "rejected": [False] * len(rows),
                 "claimed": [True] * len(rows),
                 "valid": [bool(np.isfinite(row[5])) for row in rows],
                 "success": [row[4] for row in rows],

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from genrobust.benchmarks.cells import SCHEMA, Cell, derived_seed, read_cell, write_cell
 
 CELL = Cell(model="cnn", attack="fgsm", epsilon=0.2, batch=3)
@@ -16,6 +17,7 @@ COLUMNS: dict[str, Any] = {
     "label": [0, 1],
     "clean_prediction": [0, 1],
     "prediction": [None, 2],
+    "rejected": [False, False],
     "claimed": [True, True],
     "valid": [False, True],
     "success": [False, True],

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
 from genrobust.benchmarks.figure import draw_figure
 from genrobust.benchmarks.report import render_table, write_report
 from genrobust.benchmarks.results import Results
 from genrobust.benchmarks.shipped import QUICK
 from genrobust.benchmarks.suites import Suite, ThreatModel
-from matplotlib.image import imread
-from rich.console import Console
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rich.console import Console
+
+from genrobust import ABS, CNN, EABS
 from genrobust.benchmarks.cells import SCHEMA, Cell, plan
 from genrobust.benchmarks.execution import choose_samples
 from genrobust.benchmarks.progress import run_progress
 from genrobust.benchmarks.results import Results, load_results
 from genrobust.benchmarks.runner import run_suite
 from genrobust.benchmarks.suites import Suite
-from rich.console import Console
-
-from genrobust import ABS, CNN, EABS
 from genrobust.data import ImageDataset
 
 SAMPLES = 7

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from eagerpy.astensor import astensor
-from genrobust.benchmarks.cells import Cell
-from genrobust.benchmarks.execution import Experiment, execute
-from genrobust.benchmarks.scoring import NO_PREDICTION, fresh_variant, rescore, within
-from genrobust.benchmarks.shipped import QUICK
-from genrobust.benchmarks.suites import Attack
-from genrobust.benchmarks.toolkits import Crafted
 from torch import Tensor, nn
 
 from genrobust import CNN, EABS, GenerativeClassifier
+from genrobust.adapters.registry import Crafted
+from genrobust.adapters.verification import NO_PREDICTION, fresh_variant, reach
+from genrobust.benchmarks.cells import Cell
+from genrobust.benchmarks.execution import Experiment, execute
+from genrobust.benchmarks.scoring import rescore
+from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suites import Attack
 from genrobust.classifier import Classifier
 from genrobust.data import ImageDataset
 
@@ -64,7 +65,7 @@ def test_nan_images_are_dropped(plant: Callable[..., dict[str, Any]]) -> None:
     assert np.isinf(columns["distance_l2"]).all()
 
 
-@pytest.mark.parametrize("value", [1.01, -0.01, 255.0])
+@pytest.mark.parametrize("value", [1.01, -0.01, 1.4])
 def test_images_outside_of_the_range_are_dropped(plant: Callable[..., dict[str, Any]], value: float) -> None:
     def make(x: Tensor) -> Tensor:
         x[:4, 0, 0, 0] = value
@@ -116,7 +117,7 @@ def test_images_outside_of_the_ball_do_not_count(cnn: CNN, digits: ImageDataset)
 
 def test_the_toolkit_keeps_fixed_epsilon_attacks_in_the_ball(plant: Callable[..., dict[str, Any]]) -> None:
     columns = plant(lambda x: x.roll(1, 0), epsilon=1.5)
-    assert within(columns["distance_l2"], 1.5).all()
+    assert (columns["distance_l2"] <= reach(1.5)).all()
     assert (columns["success"] <= columns["claimed"]).all()
 
 
@@ -194,3 +195,31 @@ def test_an_empty_verdict_never_reaches_the_model(digits: ImageDataset) -> None:
     verdicts = rescore(Refusing(x, y, 0.0), x, y, crafted, norm="linf", epsilon=0.1)
     assert verdicts.prediction.tolist() == [NO_PREDICTION] * 2
     assert not verdicts.success.any()
+
+
+class Refusing(Classifier):
+    """Calls every image class 1, and refuses the bright ones."""
+
+    rejects = True
+
+    def __init__(self) -> None:
+        super().__init__(input_shape=(1, 2, 2), num_classes=2)
+        self.bias = nn.Parameter(torch.tensor([[0.0, 1.0, 0.0]]))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.bias + torch.tensor([0.0, 0.0, 2.0]) * x.flatten(1).mean(1, keepdim=True)
+
+
+def test_what_the_model_rejects_does_not_count_and_is_lengthened() -> None:
+    x, y = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)
+    crafted = Crafted(torch.tensor([0.4, 0.6])[:, None, None, None].expand_as(x), torch.ones(2).bool())
+    verdicts = rescore(Refusing(), x, y, crafted, norm="l2", epsilon=None, overshoots=(1.0, 1.5))
+    assert verdicts.success.tolist() == [True, False]
+    assert verdicts.rejected.tolist() == [False, True]
+    assert verdicts.overshoot.tolist() == [1.0, 1.5]
+
+
+def test_a_toolkit_that_claims_nothing_is_judged_all_the_same(cnn: CNN, digits: ImageDataset) -> None:
+    x, y = digits.batch(slice(8))
+    silent = rescore(cnn, x, y, Crafted(x.roll(1, 0)), norm="l2", epsilon=None)
+    assert np.array_equal(silent.success, decisions(cnn, x.roll(1, 0)) != y.numpy())

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
 from genrobust.benchmarks.results import Results
 from genrobust.benchmarks.shipped import QUICK
 from genrobust.benchmarks.statistics import breaking_distances, mcnemar, robust_accuracy, summarise, wilson
 from genrobust.benchmarks.suites import Suite, ThreatModel
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binom
 
 MakeResults = Callable[..., Results]
 

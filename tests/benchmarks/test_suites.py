@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+
 from genrobust.benchmarks.cells import plan
 from genrobust.benchmarks.shipped import L2_EPSILON, LINF_EPSILON, QUICK, find_suite
 from genrobust.benchmarks.suites import Attack, Suite, SuiteModel, ThreatModel, suite_from_dict

@@ -1,0 +1,369 @@
+"""AdverTorch: imported under a current torch; its attacks take a wrapped model as `predict`."""
+
+import builtins
+import copy
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib import import_module
+from importlib.util import find_spec
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..classifier import Classifier
+from ..views import AttackView, Output, attack_view
+from .catalogues.advertorch import ADVERTORCH
+from .registry import AttackEntry, Crafted
+
+__all__ = ["craft", "import_advertorch", "successes", "wrap_for_advertorch"]
+
+DEPRECATIONS = (
+    "This overload of add_ is deprecated",
+    "indexing with dtype torch.uint8 is now deprecated",
+    "Default grid_sample and affine_grid behavior has changed",
+    "Detected call of `lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`",
+)
+ROUNDING = 1e-6
+STEPS = ("eps", "eps_iter", "delta", "lr")  # AdverTorch asserts that these are no integers
+
+
+def _check_installed() -> None:
+    known = sys.modules["advertorch"] if "advertorch" in sys.modules else find_spec("advertorch")
+    if known is None:
+        raise ImportError(
+            "Expected AdverTorch to be installed: pip install 'genrobust[advertorch]'", name="advertorch"
+        )
+
+
+_check_installed()
+
+
+def wrap_for_advertorch(
+    model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
+) -> AttackView:
+    """Wrap a classifier for the argument `predict` of AdverTorch's attacks.
+
+    Args:
+        model: A classifier of this package.
+        eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
+            above 1 every query is the log-mean-exp of fresh draws.
+        output: `"logits"`, `"probabilities"`, or `"decisions"` (for decision-based attacks: the majority of
+            draws that are the same at every query).
+        seed: Of those draws.
+
+    Raises:
+        ImportError: If AdverTorch is not installed.
+        ValueError: If `eot` is below 1, or above 1 for a model without randomness.
+    """
+    return attack_view(model, eot=eot, output=output, seed=seed)
+
+
+wrap = wrap_for_advertorch
+
+
+@torch.no_grad()
+def successes(
+    predict: nn.Module,
+    x_adv: Float[Tensor, "batch channels height width"],
+    y: Int[Tensor, " batch"],
+    *,
+    targeted: bool = False,
+) -> Bool[Tensor, " batch"]:
+    """Say where an attack succeeded: the model answers, does not reject, and its decision is wrong.
+
+    Args:
+        predict: What `wrap_for_advertorch` gave.
+        x_adv: What the attack returned.
+        y: The classes; the classes to reach when `targeted`.
+        targeted: Whether the decision is to be `y`, not to differ from it.
+
+    Raises:
+        ValueError: If `predict` is another module.
+    """
+    num_classes = _classifier(predict).num_classes
+    logits: Tensor = predict(x_adv)
+    decision = logits.argmax(1)  # of NaN: the first of them
+    decided = ~logits.isnan().any(1) & (decision < num_classes)
+    return decided & ((decision == y) if targeted else (decision != y))
+
+
+def craft(
+    entry: AttackEntry,
+    target: nn.Module,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"],
+    *,
+    epsilon: float | None = None,
+    targeted: bool = False,
+    **parameters: Any,
+) -> Crafted:
+    """Run one attack of AdverTorch on one batch.
+
+    An attack that can only be targeted (JSMA), asked to be untargeted, is sent to each image's runner-up.
+    FastFeatureAttack imitates the logits of a guide: `guide`, a batch of as many images, or by default each
+    image's nearest one of another class in the batch.
+
+    Args:
+        entry: Which one, with its parameters.
+        target: What `wrap_for_advertorch` gave.
+        images: Images in [0, 1], on the model's device.
+        labels: Their classes; the classes to reach when `targeted`.
+        epsilon: Radius of the ball, for attacks that need one; a radius per image goes into `eps`.
+        targeted: Whether `labels` are to be reached, not left.
+        **parameters: In place of the entry's, one by one.
+
+    Raises:
+        ValueError: If the attack cannot be targeted, needs an epsilon that is not given, takes no such
+            parameter, or finds no guide.
+    """
+    if targeted and not entry.targeted:
+        raise ValueError(
+            f"Expected `targeted` to be False for {entry.name}, which takes no class, but got True"
+        )
+    goal = labels
+    if entry.name == "FastFeatureAttack":
+        goal = parameters.pop("guide", None)
+        goal = _guides(images, labels) if goal is None else goal
+    attack = _build(import_advertorch().attacks, entry, target, epsilon, targeted, parameters)
+    with _quiet(), torch.enable_grad():
+        if not targeted and getattr(attack, "targeted", False):
+            goal = _runners_up(target, images, labels)
+        found: Tensor = attack.perturb(images, goal)
+    return Crafted(found.detach())
+
+
+def _build(
+    attacks: ModuleType,
+    entry: AttackEntry,
+    target: nn.Module,
+    epsilon: float | None,
+    targeted: bool,
+    parameters: dict[str, Any],
+) -> Any:
+    attack_type = getattr(attacks, entry.name)
+    accepted = inspect.signature(attack_type).parameters
+    settings = {**entry.parameters, **parameters}
+    if entry.needs_epsilon and epsilon is None and "eps" not in settings:
+        raise ValueError(f"Expected an `epsilon` for {entry.name}, but got none")
+    if "base_adversaries" in accepted:
+        bases = [ADVERTORCH.attack(name) for name in settings["base_adversaries"]]
+        settings["base_adversaries"] = [
+            _build(attacks, base, target, epsilon, targeted, {}) for base in bases
+        ]
+    elif entry.needs_epsilon:
+        settings.setdefault("eps", epsilon)
+    if "num_classes" in accepted:
+        settings.setdefault("num_classes", _classifier(target).num_columns)
+    if "targeted" in accepted:
+        settings["targeted"] = targeted
+    unknown = sorted(settings.keys() - accepted.keys())
+    if unknown:
+        raise ValueError(f"Expected parameters that {entry.name} takes, but got {unknown}")
+    for name in settings.keys() & set(STEPS):
+        if isinstance(settings[name], int):
+            settings[name] = float(settings[name])
+    return attack_type(target, **settings)
+
+
+def _classifier(predict: nn.Module) -> Classifier:
+    if not isinstance(predict, AttackView):
+        raise ValueError(
+            f"Expected what `wrap_for_advertorch` gives for `predict`, but got {type(predict).__name__}"
+        )
+    return predict.model
+
+
+def _guides(images: Tensor, labels: Tensor) -> Tensor:
+    """Choose for every image the nearest one of the batch that has another class."""
+    distances = torch.cdist(images.flatten(1), images.flatten(1))
+    distances = distances.masked_fill(labels[:, None] == labels, torch.inf)
+    nearest = distances.min(1)
+    if nearest.values.isinf().any():
+        raise ValueError("Expected a `guide` for FastFeatureAttack or images of two classes, but got neither")
+    return images[nearest.indices]
+
+
+@torch.no_grad()
+def _runners_up(predict: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    logits: Tensor = predict(images)
+    scores = logits[:, : _classifier(predict).num_classes]  # not the column "reject"
+    return scores.scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for message in DEPRECATIONS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+# The import.
+
+
+def import_advertorch() -> ModuleType:
+    """Import AdverTorch under a current torch and SciPy, whatever was tried before.
+
+    AdverTorch 0.2.3 imports `torch.autograd.gradcheck.zero_gradients`, which torch removed: it is there while
+    the import lasts. Its L-BFGS attacks pass arguments that SciPy removes: a private import keeps these from
+    them. The method `perturb` of four of AdverTorch's classes is repaired where it misleads:
+
+    - `LBFGSAttack(targeted=False)` returns its input: it negates the loss and not the gradient, and keeps
+      only images of the old class. Repaired, the targeted algorithm reaches "any other class".
+    - `SpatialTransformAttack` and `ChooseBestAttack` return black images where they fail, and the latter,
+      when targeted, the worst of its attacks. Repaired, they return the clean image, and the best.
+    - `LocalSearchAttack` rounds the pixels that it does not change, and all of them count in L0. Repaired, it
+      leaves them alone.
+
+    Nothing outside of AdverTorch's modules stays changed. A second call gives the same module.
+
+    Returns:
+        The package, with `attacks`, `defenses`, `bpda` and `context`.
+
+    Raises:
+        ImportError: If AdverTorch or a package that it needs is not installed.
+    """
+    _check_installed()
+    imported = "advertorch" in sys.modules
+    if not imported:
+        _forget_failed_import()
+    gradcheck = import_module("torch.autograd.gradcheck")  # `import ... as` would bind the function
+    try:
+        with _provided(gradcheck, "zero_gradients", _zero_gradients):
+            advertorch = import_module("advertorch")
+            for name in ("attacks", "bpda", "context", "defenses"):
+                import_module(f"advertorch.{name}")
+    except ImportError as error:
+        if not imported:
+            _forget_failed_import()
+        raise ImportError(
+            f"Expected what AdverTorch needs to be installed ({error}): pip install 'genrobust[advertorch]'",
+            name=error.name,
+        ) from error
+    attacks = advertorch.attacks
+    _repair(attacks.LBFGSAttack, _repaired_lbfgs)
+    _repair(attacks.SpatialTransformAttack, _repaired_spatial)
+    _repair(attacks.ChooseBestAttack, _repaired_choice)
+    _repair(attacks.LocalSearchAttack, _repaired_local_search)
+    return advertorch
+
+
+def _forget_failed_import() -> None:
+    """Drop the modules that a failed import leaves behind: the next would find them without their package."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "advertorch":
+            del sys.modules[name]
+
+
+@contextmanager
+def _provided(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    if hasattr(module, name):
+        yield
+        return
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+
+
+def _zero_gradients(x: Tensor) -> None:
+    x.grad = None  # the next backward pass makes it anew
+
+
+def _repair(attack: Any, make: Callable[[Any], Callable[..., Tensor]]) -> None:
+    """Replace the `perturb` of one of AdverTorch's classes, once; the toolkit's own stays as `__wrapped__`.
+
+    A subclass in the class's place would not do: its constructor finds itself by name.
+    """
+    stock = attack.perturb
+    if not hasattr(stock, "__wrapped__"):
+        attack.perturb = wraps(stock)(make(stock))
+
+
+def _repaired_lbfgs(stock: Any) -> Callable[..., Tensor]:
+    reach = _with_private_scipy(stock)
+
+    def perturb(self: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+        attack = self
+        if not self.targeted:
+            leave = self._get_predicted_label(x) if y is None else y
+            attack, y = copy.copy(self), torch.ones_like(leave)
+            attack.predict, attack.targeted = _against_the_rest(self.predict, leave), True
+        found: Tensor = reach(attack, x, y)
+        return found
+
+    return perturb
+
+
+def _repaired_spatial(stock: Any) -> Callable[..., Tensor]:
+    transform = _with_private_scipy(stock)
+
+    def perturb(self: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return _clean_where_black(transform(self, x, y), x)
+
+    return perturb
+
+
+def _repaired_choice(stock: Any) -> Callable[..., Tensor]:
+    def perturb(self: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+        chooser = self
+        if self.targeted:
+            chooser = copy.copy(self)
+            chooser.loss_fn = lambda logits, goal: -self.loss_fn(logits, goal)
+        return _clean_where_black(stock(chooser, x, y), x)
+
+    return perturb
+
+
+def _repaired_local_search(stock: Any) -> Callable[..., Tensor]:
+    def perturb(self: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+        found: Tensor = stock(self, x, y)
+        return torch.where((found - x).abs() <= ROUNDING, x.detach(), found)
+
+    return perturb
+
+
+def _clean_where_black(found: Tensor, x: Tensor) -> Tensor:
+    black = (found == 0).flatten(1).all(1)
+    return torch.where(black.view(-1, *[1] * (x.ndim - 1)), x.detach(), found)
+
+
+def _against_the_rest(predict: Callable[[Tensor], Tensor], labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Give a model of two classes: 0 is the label, 1 the best of the others."""
+
+    def predict_pair(x: Tensor) -> Tensor:
+        logits = predict(x)
+        own = logits.gather(1, labels[:, None])[:, 0]
+        other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        return torch.stack([own, other], 1)
+
+    return predict_pair
+
+
+def _with_private_scipy(function: FunctionType) -> FunctionType:
+    """Give a function whose own import of `scipy.optimize` finds an L-BFGS that takes, and ignores, `iprint`.
+
+    Only this function sees it: SciPy, and every other user of it, stay as they are.
+    """
+
+    def fmin_l_bfgs_b(*arguments: Any, iprint: int = 0, **keywords: Any) -> Any:
+        del iprint
+        return import_module("scipy.optimize").fmin_l_bfgs_b(*arguments, **keywords)
+
+    def import_(name: str, *arguments: Any, **keywords: Any) -> Any:
+        if name == "scipy.optimize":
+            return SimpleNamespace(fmin_l_bfgs_b=fmin_l_bfgs_b)
+        return builtins.__import__(name, *arguments, **keywords)
+
+    scope = {**function.__globals__, "__builtins__": {**vars(builtins), "__import__": import_}}
+    return FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )

@@ -1,0 +1,186 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from genrobust import Classifier, expectation
+from genrobust.views import InvalidQueryWarning, Majority, Probabilities, attack_view
+
+Make = Callable[..., Any]
+each_model = pytest.mark.parametrize("name", ["cnn", "abs", "eabs"])
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Refusing(Classifier):
+    """Three classes by brightness, and a column that wins on dark images."""
+
+    rejects = True
+
+    def __init__(self) -> None:
+        super().__init__(input_shape=(1, 2, 2), num_classes=3)
+        self.scale = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 0.0]]))
+
+    def logits(self, x: Tensor) -> Tensor:
+        brightness = x.flatten(1).mean(1, keepdim=True)
+        return self.scale * brightness + torch.tensor([0.0, 0.0, 0.0, 1.0])
+
+
+@each_model
+def test_the_default_view_is_the_model(name: str, make_model: Make, images: Make) -> None:
+    model = make_model(name)
+    view, x = attack_view(model), images(model, 3)
+    assert torch.equal(view(x), model(x))
+    assert view(x[:0]).shape == (0, model.num_classes)
+    assert not view.training
+
+
+@each_model
+def test_probabilities_are_the_models_own(name: str, make_model: Make, images: Make) -> None:
+    model = make_model(name)
+    x = images(model, 4)
+    answers = attack_view(model, output="probabilities")(x)
+    torch.testing.assert_close(answers, model.predict(x).probabilities)
+    assert torch.equal(answers.argmax(1), model(x).argmax(1))
+    assert attack_view(model, output="probabilities")(x.requires_grad_()).requires_grad
+
+
+def test_probabilities_of_a_rejecting_model_have_its_column() -> None:
+    x = torch.tensor([0.1, 0.9])[:, None, None, None].expand(-1, 1, 2, 2)
+    answers = Probabilities(Refusing())(x)
+    torch.testing.assert_close(answers, Refusing()(x).softmax(1))
+    assert answers.shape == (2, 4)
+
+
+def test_a_rejecting_models_prediction() -> None:
+    x = torch.tensor([0.1, 0.9])[:, None, None, None].expand(-1, 1, 2, 2)
+    prediction = Refusing().predict(x)
+    assert prediction.labels.tolist() == [3, 2]
+    assert prediction.rejected.tolist() == [True, False]
+    assert prediction.probabilities.shape == prediction.scores.shape == (2, 3)
+
+
+def test_eot_is_the_expectation_over_fresh_draws(make_model: Make, images: Make) -> None:
+    model = make_model("eabs")
+    x = images(model, 3)
+    view = attack_view(model, eot=3, seed=5)
+    expected = expectation(model, 3, generator=generator(5))
+    assert torch.equal(view(x), expected(x))
+    assert torch.equal(view(x), expected(x))
+    probabilities = attack_view(model, eot=3, seed=5, output="probabilities")(x)
+    torch.testing.assert_close(probabilities, expectation(model, 3, generator=generator(5))(x).softmax(1))
+
+
+# Decisions.
+
+
+def test_decisions_of_a_model_without_draws_are_its_logits(make_model: Make, images: Make) -> None:
+    model = make_model("abs")
+    x = images(model, 3)
+    assert torch.equal(attack_view(model, output="decisions")(x), model(x))
+
+
+def test_the_majority_counts_the_draws(make_model: Make, images: Make) -> None:
+    model = make_model("eabs")
+    x = images(model, 30)
+    view = Majority(model, draws=5, seed=2)
+    votes = torch.stack([draw(x).argmax(1) for draw in view._draws])
+    assert (votes != votes[0]).any(), "the draws never disagree: nothing is tested"
+    counts = torch.nn.functional.one_hot(votes, model.num_classes).sum(0)
+    winner = view(x).argmax(1, keepdim=True)
+    assert torch.equal(counts.gather(1, winner)[:, 0], counts.amax(1))
+    torch.testing.assert_close(view(x).exp().sum(1), torch.ones(30))
+
+
+def test_a_decision_repeats_whatever_was_asked_before(make_model: Make, images: Make) -> None:
+    model = make_model("eabs").with_randomness("fresh", seed=1)
+    x = images(model, 6)
+    assert not torch.equal(model(x), model(x))
+    view = attack_view(model, eot=3, output="decisions")
+    first = view(x)
+    view(images(model, 4, seed=1))
+    torch.testing.assert_close(view(x), first)
+    torch.testing.assert_close(view(x[2:4]), first[2:4])
+    assert not torch.equal(attack_view(model, eot=3, output="decisions", seed=1)(x), first)
+
+
+# Queries that are no images.
+
+
+@each_model
+def test_points_outside_are_answered_about_the_nearest_images(
+    name: str, make_model: Make, images: Make
+) -> None:
+    model = make_model(name)
+    x = 1.8 * images(model, 4) - 0.4
+    x[1, 0, 0, 0] = math.nan
+    x[2] = images(model, 1, seed=1)[0]
+    leaf = x.clone().requires_grad_()
+    with pytest.warns(InvalidQueryWarning, match=r"outside of \[0, 1\], from nan"):
+        logits = attack_view(model)(leaf)
+    finite = [0, 2, 3]
+    nearest = x[finite].clamp(0, 1).requires_grad_()
+    assert logits[1].isnan().all()
+    torch.testing.assert_close(logits[finite], model(nearest))
+    logits[:, 0].nan_to_num().sum().backward()
+    model(nearest)[:, 0].sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad[finite], nearest.grad)
+    assert (leaf.grad[1] == 0).all()
+    assert (leaf.grad[finite][(x[finite] < 0) | (x[finite] > 1)] != 0).any()
+
+
+@each_model
+def test_backward_passes_leave_no_trace_in_the_weights(name: str, make_model: Make, images: Make) -> None:
+    model = make_model(name)
+    next(model.parameters()).requires_grad_(False)
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    view, leaf = attack_view(model), images(model, 2).requires_grad_()
+    for column in view(leaf).sum(0):
+        column.backward(retain_graph=True)
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+
+
+def test_a_batch_without_an_image_gets_nan(make_model: Make, images: Make) -> None:
+    model = make_model("eabs")
+    with pytest.warns(InvalidQueryWarning):
+        logits = attack_view(model)((images(model, 2) * math.nan).requires_grad_())
+    assert logits.shape == (2, model.num_classes)
+    assert logits.isnan().all()
+
+
+@given(scale=st.sampled_from([-10.0, 10.0, 255.0]))
+def test_images_of_another_scale_are_refused(make_model: Make, images: Make, scale: float) -> None:
+    model = make_model("cnn")
+    with pytest.raises(ValueError, match=r"Expected `x` in \[0, 1\], but got a"):
+        attack_view(model)(images(model, 2) * scale)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8), (64,)])
+def test_other_shapes_are_refused(make_model: Make, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="Expected `x` of shape"):
+        attack_view(make_model("cnn"))(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("eabs", {"eot": 0}, "`eot` of at least 1, but got 0"),
+        ("cnn", {"eot": 2}, "`eot` of 1 for CNN, which draws no noise, but got 2"),
+        ("abs", {"eot": 2, "output": "decisions"}, "`eot` of 1 for ABS, which draws no noise"),
+        ("cnn", {"output": "labels"}, "Expected `output` out of .*but got 'labels'"),
+    ],
+)
+def test_impossible_views(name: str, settings: dict[str, Any], message: str, make_model: Make) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack_view(make_model(name), **settings)
