@@ -151,6 +151,3 @@ class AttackView(nn.Module):
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
-
-
-Tolerant = AttackView

@@ -1,7 +1,6 @@
 """Discriminative baselines: the CNN of E-ABS, and the MLP, CNN and Bayesian MLP of Deep Bayes."""
 
 import math
-from abc import abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -90,6 +89,30 @@ class Adversary:
         return (x + delta).clamp(0, 1)
 
 
+class _CrossEntropyTrained(Classifier):
+    """Abstract: trained by cross-entropy alone."""
+
+    class_balanced = False
+
+    def training_logits(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give the logits that training compares with the labels."""
+        return self.logits(x)
+
+    @property
+    def phases(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates."""
+        return {"classifier": list(self.parameters())}
+
+    def training_loss(
+        self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        """Give the cross-entropy."""
+        del phase
+        return nn.functional.cross_entropy(self.training_logits(x), y)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CNNConfig:
     """Hyperparameters of the CNN.
@@ -106,7 +129,7 @@ class CNNConfig:
 
 
 @final
-class CNN(Classifier):
+class CNN(_CrossEntropyTrained):
     """E-ABS's encoder with a linear layer to the logits (E-ABS section 4.3).
 
     Example:
@@ -115,8 +138,6 @@ class CNN(Classifier):
         >>> CNN()(torch.rand(3, 1, 28, 28)).shape
         torch.Size([3, 10])
     """
-
-    class_balanced = False
 
     def __init__(self, config: CNNConfig | None = None) -> None:
         config = config or CNNConfig()
@@ -132,44 +153,16 @@ class CNN(Classifier):
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
 
-    @property
-    def phases(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters that each phase of a training step updates."""
-        return {"classifier": list(self.parameters())}
-
     def training_loss(
         self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
         """Give the cross-entropy, on adversarial images when the config has an adversary."""
-        del phase
         if self.config.adversary is not None:
             training = self.features.training
             self.set_parts_training(False)
             x = self.config.adversary.attack(self, x, y)
             self.set_parts_training(training)
-        return nn.functional.cross_entropy(self.logits(x), y)
-
-
-class _CrossEntropyTrained(Classifier):
-    """Abstract: trained by cross-entropy alone."""
-
-    class_balanced = False
-
-    @abstractmethod
-    def training_logits(self, x: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Give the logits that training compares with the labels."""
-
-    @property
-    def phases(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters that each phase of a training step updates."""
-        return {"classifier": list(self.parameters())}
-
-    def training_loss(
-        self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, ""]:
-        """Give the cross-entropy."""
-        del phase
-        return nn.functional.cross_entropy(self.training_logits(x), y)
+        return super().training_loss(phase, x, y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +205,6 @@ class MLP(_CrossEntropyTrained):
             values = layer(values).relu()
         logits: Tensor = self.layers[-1](values)
         return logits
-
-    def training_logits(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Give the logits."""
-        return self.logits(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,12 +264,6 @@ class PoolCNN(_CrossEntropyTrained):
         features = self.features(x.contiguous(memory_format=torch.channels_last))
         logits: Tensor = self.head(features.flatten(1))
         return logits
-
-    def training_logits(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Give the logits."""
-        return self.logits(x)
 
 
 @dataclass(frozen=True, kw_only=True)
