@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import bright_images, spread_decisions
 
 import genrobust
 from genrobust import Classifier, Envelope, attack_every_class, expectation, load_dataset, load_model, verify
@@ -121,13 +122,9 @@ def digits() -> tuple[Any, Tensor, Tensor]:
 def make_victim(make_model: Make) -> Make:
     def make(name: str) -> tuple[Any, Tensor, Tensor]:
         model = make_model(name)
-        generator = torch.Generator().manual_seed(3)
-        x = torch.rand((60, *model.input_shape), generator=generator)
-        x *= torch.linspace(0.1, 1, 60)[:, None, None, None]
-        if name == "cnn":  # an untrained network decides for one class
-            with torch.no_grad():
-                model.head.bias.sub_(model(x).mean(0)).mul_(5)
-                model.head.weight.mul_(5)
+        if name == "cnn":
+            spread_decisions(model)
+        x = bright_images(model)
         labels = model.predict(x).labels
         rows = labels.argsort()[[0, 20, 40, 59]]
         assert labels[rows].unique().numel() > 1

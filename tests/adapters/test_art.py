@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import bright_images, spread_decisions
 
 from genrobust import expectation
 from genrobust.classifier import Classifier
@@ -29,19 +30,11 @@ each_model = pytest.mark.parametrize("name", ["cnn", "abs", "eabs"])
 def make_victim(make_model: Make) -> Make:
     def make(name: str, **settings: Any) -> Any:
         model = make_model(name, **settings)
-        if name == "cnn":  # an untrained network decides for one class
-            with torch.no_grad():
-                model.head.bias.sub_(model(bright_images(model)).mean(0)).mul_(5)
-                model.head.weight.mul_(5)
+        if name == "cnn":
+            spread_decisions(model)
         return model
 
     return make
-
-
-def bright_images(model: Any, count: int = 60) -> Tensor:
-    x = torch.rand((count, *model.input_shape), generator=torch.Generator().manual_seed(3))
-    x = x * torch.linspace(0.1, 1, count)[:, None, None, None]
-    return x.to(next(model.parameters()).dtype)
 
 
 def chosen(model: Any, count: int = 4) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import bright_images, chosen_with_ends, spread_decisions
 
 from genrobust import verify
 from genrobust.adapters import AttackEntry
@@ -80,24 +81,10 @@ def make_victim(make_model: Make, architectures: dict[str, Any]) -> Make:
             return make_model(name)
         settings = {"architecture": architectures["abs"]} if channels == 3 else {}
         model = make_model(name, **settings)
-        with torch.no_grad():  # an untrained network decides for one class
-            model.head.bias.sub_(model(bright_images(model)).mean(0)).mul_(5)
-            model.head.weight.mul_(5)
+        spread_decisions(model)
         return model
 
     return make
-
-
-def bright_images(model: Any, count: int = 60) -> Tensor:
-    x = torch.rand((count, *model.input_shape), generator=torch.Generator().manual_seed(3))
-    return x * torch.linspace(0.1, 1, count)[:, None, None, None]
-
-
-def chosen(model: Any, count: int = 4) -> tuple[Tensor, Tensor]:
-    """Images of all brightnesses, some pixels at the ends of the range, and what the model decides."""
-    x = bright_images(model)[torch.linspace(0, 59, count).long()]
-    x = torch.where(x > 0.8, 1.0, torch.where(x < 0.05, 0.0, x))
-    return x, model.predict(x).labels
 
 
 def run(entry: AttackEntry, model: Any, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
@@ -154,7 +141,7 @@ def test_the_catalogue_says_what_art_takes(entry: AttackEntry) -> None:
 @each_entry
 def test_the_attack_runs(entry: AttackEntry, make_victim: Make, capfd: Any, tmp_path: Path) -> None:
     model = make_victim("cnn", channels=entry.channels or 1)
-    x, y = chosen(model)
+    x, y = chosen_with_ends(model)
     before, working = x.clone(), list(Path.cwd().iterdir())
     names = {name: hasattr(np, name) for name in ("mat", "asfarray")}
     images = run(entry, model, x, y)
@@ -190,7 +177,7 @@ def test_the_attack_runs(entry: AttackEntry, make_victim: Make, capfd: Any, tmp_
 )
 def test_attacks_fool_models_that_optimise(attack: str, name: str, make_victim: Make) -> None:
     model = make_victim(name)
-    x, y = chosen(model)
+    x, y = chosen_with_ends(model)
     images = run(ART.attack(attack), model, x, y)
     assert ((images >= 0) & (images <= 1)).all()
     assert (model(images).argmax(1) != y).any()
@@ -199,7 +186,7 @@ def test_attacks_fool_models_that_optimise(attack: str, name: str, make_victim: 
 @each_entry
 def test_targets_are_approached(entry: AttackEntry, make_victim: Make) -> None:
     model = make_victim("cnn", channels=entry.channels or 1)
-    x, y = chosen(model)
+    x, y = chosen_with_ends(model)
     target = y.flip(0)  # so that the batch has images of the targets
     assert not torch.equal(target, y)
     if not entry.targeted:
@@ -220,7 +207,7 @@ def test_targets_are_approached(entry: AttackEntry, make_victim: Make) -> None:
 )
 def test_an_attack_is_the_same_for_the_same_seed(attack: str, make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, y = chosen(model)
+    x, y = chosen_with_ends(model)
     first, second = (run(ART.attack(attack), model, x, y) for _ in range(2))
     assert torch.equal(first, second)
 
@@ -263,7 +250,7 @@ class Counting(Classifier):
 def test_the_models_own_gradient_is_used(entry: AttackEntry, make_victim: Make) -> None:
     plain = make_victim("cnn", channels=entry.channels or 1)
     counting = Counting(plain)
-    x, y = chosen(plain)
+    x, y = chosen_with_ends(plain)
     images = run(entry, counting, x, y)
     assert counting.count[0] > 0
     torch.testing.assert_close(images, run(entry, plain, x, y), atol=1e-4, rtol=1e-4)
@@ -278,7 +265,7 @@ def test_the_models_own_gradient_is_used_with_every_loss(
 ) -> None:
     plain = make_victim("cnn")
     counting = Counting(plain)
-    x, y = chosen(plain)
+    x, y = chosen_with_ends(plain)
     settings = {"loss_type": loss_type, "max_iter": 10, "epsilon": 2.0 if "Conjugate" in attack else 0.3}
     images = run(ART.attack(attack), counting, x, y, **settings)
     direct = run(ART.attack(attack), plain, x, y, **settings)
@@ -290,7 +277,7 @@ def test_the_models_own_gradient_is_used_with_every_loss(
 
 def test_arts_whole_autoattack_uses_the_models_own_gradient_in_silence(make_victim: Make, capfd: Any) -> None:
     counting = Counting(make_victim("cnn"))
-    x, y = chosen(counting)
+    x, y = chosen_with_ends(counting)
     images = run(ART.attack("AutoAttack"), counting, x, y, attacks=None)
     assert counting.count[0] > 0
     assert verify(counting, x, y, images, "linf", 0.3).success.any()
@@ -317,7 +304,7 @@ def test_attacks_take_either_precision(
     name: str, settings: dict[str, Any], dtype: Any, make_victim: Make
 ) -> None:
     model = make_victim("eabs")
-    x, y = chosen(model)
+    x, y = chosen_with_ends(model)
     if "verbose" in inspect.signature(getattr(evasion, name)).parameters:
         settings = {**settings, "verbose": False}
     attack = getattr(evasion, name)(wrap_for_art(model), **settings)
@@ -347,7 +334,7 @@ def test_an_attack_that_needs_a_start_gives_back_images_that_have_none() -> None
 
 def test_starts_can_be_given(make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, y = chosen(model)
+    x, y = chosen_with_ends(model)
     entry = ART.attack("HopSkipJump")
     starts = torch.stack(
         [bright_images(model)[model.predict(bright_images(model)).labels != it][0] for it in y]
@@ -362,7 +349,7 @@ def test_geoda_needs_the_shim_when_it_is_called_directly(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where it leaves a file
     model = make_victim("cnn")
-    x, y = chosen(model)
+    x, y = chosen_with_ends(model)
     attack = evasion.GeoDA(wrap_for_art(model), max_iter=300, sub_dim=4, verbose=False)
     with pytest.raises(AttributeError, match=r"np\.mat"):
         attack.generate(x.numpy(), y.numpy())
@@ -382,11 +369,11 @@ def test_geoda_needs_the_shim_when_it_is_called_directly(
 def test_impossible_attacks(name: str, settings: dict[str, Any], message: str, make_victim: Make) -> None:
     model = make_victim("cnn")
     with pytest.raises(ValueError, match=message):
-        craft(ART.attack(name), wrap_for_art(model), *chosen(model), **settings)
+        craft(ART.attack(name), wrap_for_art(model), *chosen_with_ends(model), **settings)
 
 
 def test_an_attack_that_is_not_there(make_victim: Make) -> None:
     model = make_victim("cnn")
     entry = AttackEntry(name="Gradient", norm="l2", knowledge="white")
     with pytest.raises(ValueError, match="that ART exports here, but got 'Gradient'"):
-        craft(entry, wrap_for_art(model), *chosen(model))
+        craft(entry, wrap_for_art(model), *chosen_with_ends(model))

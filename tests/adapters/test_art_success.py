@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import bright_images, spread_decisions
 
 from genrobust import attack_every_class, verify
 from genrobust.classifier import Classifier
@@ -30,15 +31,8 @@ Make = Callable[..., Any]
 @pytest.fixture
 def victim(make_model: Make) -> Any:
     model = make_model("cnn")
-    with torch.no_grad():  # an untrained network decides for one class
-        model.head.bias.sub_(model(bright_images(model)).mean(0)).mul_(5)
-        model.head.weight.mul_(5)
+    spread_decisions(model)
     return model
-
-
-def bright_images(model: Any) -> Tensor:
-    x = torch.rand((60, *model.input_shape), generator=torch.Generator().manual_seed(3))
-    return x * torch.linspace(0.1, 1, 60)[:, None, None, None]
 
 
 def chosen(model: Any, count: int = 4) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import bright_images, spread_decisions
 
 from genrobust import Estimated, Unrolled, expectation
 from genrobust.randomness import isolated_rng
@@ -41,20 +42,11 @@ NOISE_ATTACKS = {
 def make_victim(make_model: Make) -> Make:
     def make(name: str) -> Any:
         model = make_model(name)
-        if name == "cnn":  # an untrained network decides for one class
-            with torch.no_grad():
-                logits = model(bright_images(model))
-                model.head.bias.sub_(logits.mean(0)).mul_(5)
-                model.head.weight.mul_(5)
+        if name == "cnn":
+            spread_decisions(model)
         return model
 
     return make
-
-
-def bright_images(model: Any, count: int = 60) -> Tensor:
-    """Images of all brightnesses."""
-    x = torch.rand((count, *model.input_shape), generator=torch.Generator().manual_seed(3))
-    return x * torch.linspace(0.1, 1, count)[:, None, None, None]
 
 
 def pool(model: Any, count: int = 60) -> tuple[Tensor, Tensor]:

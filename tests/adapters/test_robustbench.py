@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import bright_images, spread_decisions
 
 from genrobust import attack_every_class
 from genrobust.classifier import Classifier
@@ -129,13 +130,9 @@ def make_victim(make_model: Make) -> Make:
         model = make_model(name)
         if name == "eabs":
             model = model.with_inference(candidates=10, steps=1)
-        x = torch.rand((60, *model.input_shape), generator=torch.Generator().manual_seed(3))
-        x *= torch.linspace(0.1, 1, 60)[:, None, None, None]
-        if name == "cnn":  # an untrained network decides for one class
-            with torch.no_grad():
-                logits = model(x)
-                model.head.bias.sub_(logits.mean(0)).mul_(5)
-                model.head.weight.mul_(5)
+        if name == "cnn":
+            spread_decisions(model)
+        x = bright_images(model)
         labels = model.predict(x).labels
         assert labels.unique().numel() > 1
         rows = torch.linspace(0, 59, count).long()

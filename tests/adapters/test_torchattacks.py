@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import bright_images, chosen_with_ends, spread_decisions
 
 from genrobust import Classifier, attack_every_class, verify
 from genrobust.randomness import isolated_rng
@@ -56,26 +57,10 @@ def make_victim(make_model: Make, architectures: dict[str, Any]) -> Make:
         if name != "cnn":
             return make_model(name, seed=seed)
         model = make_model("cnn", architecture=architectures["eabs" if channels == 1 else "abs"], seed=seed)
-        with torch.no_grad():
-            logits = model(bright_images(model))
-            model.head.bias.sub_(logits.mean(0)).mul_(5)
-            model.head.weight.mul_(5)
+        spread_decisions(model)
         return model
 
     return make
-
-
-def bright_images(model: Any, count: int = 60) -> Tensor:
-    x = torch.rand((count, *model.input_shape), generator=torch.Generator().manual_seed(3))
-    return x * torch.linspace(0.1, 1, count)[:, None, None, None]
-
-
-def chosen(model: Any, count: int = 4) -> tuple[Tensor, Tensor]:
-    """Images of all brightnesses, some pixels at the ends of the range, and what the model says of them."""
-    x = bright_images(model)[torch.linspace(0, 59, count).long()]
-    x = torch.where(x > 0.8, 1.0, torch.where(x < 0.05, 0.0, x))
-    with torch.no_grad():
-        return x, model(x).argmax(1)
 
 
 def losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -129,7 +114,7 @@ def test_the_catalogue_says_what_torchattacks_does(entry: AttackEntry) -> None:
 def test_the_wrapped_model_answers_as_the_model_up_to_a_shift(name: str, make_victim: Make) -> None:
     model = make_victim(name)
     wrapped = wrap_for_torchattacks(model)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     answers = wrapped(x)
     torch.testing.assert_close(answers.softmax(1), model(x).softmax(1))
     torch.testing.assert_close(answers.amin(1), torch.ones(len(x)))
@@ -142,7 +127,7 @@ def test_the_wrapped_model_answers_as_the_model_up_to_a_shift(name: str, make_vi
 @each_model
 def test_the_gradient_is_the_models(name: str, make_victim: Make) -> None:
     model = make_victim(name)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     gradients = []
     for module in (model, wrap_for_torchattacks(model)):
         leaf = x.clone().requires_grad_()
@@ -155,14 +140,14 @@ def test_the_gradient_is_the_models(name: str, make_victim: Make) -> None:
 @pytest.mark.parametrize("output", ["probabilities", "decisions"])
 def test_other_outputs_are_not_shifted(output: Any, make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, _ = chosen(model)
+    x, _ = chosen_with_ends(model)
     expected = attack_view(model, output=output)(x)
     assert torch.equal(wrap_for_torchattacks(model, output=output)(x), expected)
 
 
 def test_eot_queries_fresh_draws_that_repeat_with_the_seed(make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, _ = chosen(model)
+    x, _ = chosen_with_ends(model)
     first, again, other = (wrap_for_torchattacks(model, eot=3, seed=seed) for seed in (5, 5, 6))
     answers = first(x)
     assert torch.equal(again(x), answers)
@@ -175,7 +160,7 @@ def test_eot_queries_fresh_draws_that_repeat_with_the_seed(make_victim: Make) ->
 @each_model
 def test_attacks_leave_the_model_as_it_was(name: str, make_victim: Make) -> None:
     model = make_victim(name)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     wrapped, expected = wrap_for_torchattacks(model), model(x)
     wrapped.train()
     torchattacks.DeepFool(wrapped, steps=2)(x, labels)  # calls backward(), which reaches weights
@@ -187,7 +172,7 @@ def test_attacks_leave_the_model_as_it_was(name: str, make_victim: Make) -> None
 
 def test_double_precision_images(make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     wrapped = wrap_for_torchattacks(model)
     single = torchattacks.PGD(wrapped, steps=2, random_start=False)(x, labels)
     double = torchattacks.PGD(wrapped, steps=2, random_start=False)(x.double(), labels)
@@ -199,7 +184,7 @@ def test_double_precision_images(make_victim: Make) -> None:
 def test_points_outside_are_answered_about_the_nearest_image(make_victim: Make) -> None:
     model = make_victim("cnn")
     wrapped = wrap_for_torchattacks(model)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     points = 5 * x - 2
     answers, gradients = [], []
     for leaf in (points.requires_grad_(), points.detach().clamp(0, 1).requires_grad_()):
@@ -215,7 +200,7 @@ def test_points_outside_are_answered_about_the_nearest_image(make_victim: Make) 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_answered_nan(value: float, make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, _ = chosen(model)
+    x, _ = chosen_with_ends(model)
     broken = x.clone()
     broken[1, 0, 0, 0] = value
     answers = wrap_for_torchattacks(model)(broken)
@@ -225,7 +210,7 @@ def test_what_is_not_finite_is_answered_nan(value: float, make_victim: Make) -> 
 
 def test_what_is_no_image_is_refused(make_victim: Make) -> None:
     wrapped = wrap_for_torchattacks(make_victim("cnn"))
-    x, labels = chosen(make_victim("cnn"))
+    x, labels = chosen_with_ends(make_victim("cnn"))
     with pytest.raises(ValueError, match="divide by 255"):
         wrapped((x * 255).round())
     with pytest.raises(ValueError, match=r"`x` of shape \(batch, 1, 8, 8\)"):
@@ -243,7 +228,7 @@ def test_attacks_that_mask_logits_see_negative_ones(
     name: str, attack: str, settings: dict[str, Any], make_victim: Make
 ) -> None:
     model = make_victim(name)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     assert model(x).max() < 0
     bare, wrapped = attack_view(model), wrap_for_torchattacks(model)
     blind, seeing = (
@@ -261,7 +246,7 @@ def test_every_attack_runs_on_a_cnn(
     entry: AttackEntry, make_victim: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = make_victim("cnn", channels=entry.channels or 1)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     before = x.clone()
     x_adv = run(entry, wrap_for_torchattacks(model), x, labels)
     assert torch.equal(x, before)
@@ -284,7 +269,7 @@ def test_every_attack_runs_on_a_cnn(
 )
 def test_attacks_run_on_a_generative_classifier(entry: AttackEntry, make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     x_adv = run(entry, wrap_for_torchattacks(model), x, labels)
     norm: Any = entry.norm
     found = verify(model, x, labels, x_adv, norm, radius(entry))
@@ -305,7 +290,7 @@ def test_attacks_run_on_a_generative_classifier(entry: AttackEntry, make_victim:
 )
 def test_autoattack_runs_in_every_version(name: str, version: str, make_victim: Make) -> None:
     model = make_victim(name)
-    x, labels = chosen(model, 2)
+    x, labels = chosen_with_ends(model, 2)
     entry = TORCHATTACKS.attack("AutoAttack")
     x_adv = run(entry, wrap_for_torchattacks(model), x, labels, epsilon=0.8, version=version)
     assert verify(model, x, labels, x_adv, "linf", 0.8).claimed.all()
@@ -316,7 +301,7 @@ def test_autoattack_runs_in_every_version(name: str, version: str, make_victim: 
 def test_autoattack_runs_to_its_end(version: str, make_victim: Make) -> None:
     """In a ball with nothing in it every part runs, down to the 5000 queries of Square."""
     model = make_victim("cnn")
-    x, labels = chosen(model, 1)
+    x, labels = chosen_with_ends(model, 1)
     wrapped = wrap_for_torchattacks(model)
     queries = 0
 
@@ -333,14 +318,14 @@ def test_autoattack_runs_to_its_end(version: str, make_victim: Make) -> None:
 @pytest.mark.parametrize("attack", ["APGD", "APGDT", "FAB", "Square", "AutoAttack"])
 def test_attacks_take_the_other_norm(attack: str, make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     x_adv = run(TORCHATTACKS.attack(attack), wrap_for_torchattacks(model), x, labels, epsilon=2.0, norm="L2")
     assert verify(model, x, labels, x_adv, "l2", 2.0).success.any()
 
 
 def test_what_is_broken_in_torchattacks_itself(make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     wrapped = wrap_for_torchattacks(model)
     with pytest.raises(UnboundLocalError):
         torchattacks.FAB(wrapped, norm="L1", eps=5.0)(x, labels)
@@ -426,14 +411,14 @@ def test_targeted_attacks_come_closer_to_their_target(entry: AttackEntry, make_v
 @pytest.mark.parametrize("attack", ["DeepFool", "APGD", "FAB", "LGV", "MultiAttack"])
 def test_what_cannot_be_targeted_says_so(attack: str, make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     with pytest.raises(ValueError, match=f"`targeted` of False for {attack}"):
         craft(TORCHATTACKS.attack(attack), wrap_for_torchattacks(model), x, labels, targeted=True)
 
 
 def test_jsma_reaches_for_the_most_likely_other_class(make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     with torch.no_grad():
         second = model(x).topk(2).indices[:, 1]
     x_adv = run(TORCHATTACKS.attack("JSMA"), wrap_for_torchattacks(model), x, labels, gamma=0.9)
@@ -459,14 +444,14 @@ def test_jsma_reaches_for_the_most_likely_other_class(make_victim: Make) -> None
 )
 def test_bad_settings(attack: str, settings: dict[str, Any], message: str, make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     with pytest.raises(ValueError, match=message):
         craft(TORCHATTACKS.attack(attack), wrap_for_torchattacks(model), x, labels, **settings)
 
 
 def test_an_attack_that_torchattacks_has_not(make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     entry = AttackEntry(name="attack", norm="l2", knowledge="white")
     with pytest.raises(ValueError, match=r"an attack of torchattacks .* but got 'attack'"):
         craft(entry, wrap_for_torchattacks(model), x, labels)
@@ -474,7 +459,7 @@ def test_an_attack_that_torchattacks_has_not(make_victim: Make) -> None:
 
 def test_the_step_grows_with_the_ball(make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     x = x.clamp(0.45, 0.55)
     for epsilon in (0.01, 0.4):
         x_adv = run(TORCHATTACKS.attack("BIM"), wrap_for_torchattacks(model), x, labels, epsilon=epsilon)
@@ -488,7 +473,7 @@ def test_the_step_grows_with_the_ball(make_victim: Make) -> None:
 @pytest.mark.parametrize("attack", ["PGD", "Square", "APGD", "AutoAttack"])
 def test_an_attack_repeats_with_the_callers_seed_alone(attack: str, make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     entry = TORCHATTACKS.attack(attack)
     first, again, other = (
         run(entry, wrap_for_torchattacks(model), x, labels, seed=seed, epsilon=0.3) for seed in (0, 0, 1)
@@ -503,7 +488,7 @@ def test_an_attack_repeats_with_the_callers_seed_alone(attack: str, make_victim:
 @each_model
 def test_lgv_fine_tunes_a_copy(name: str, make_victim: Make) -> None:
     model = make_victim(name)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     weights = [parameter.clone() for parameter in model.parameters()]
     wrapped = wrap_for_torchattacks(model)
     x_adv = run(TORCHATTACKS.attack("LGV"), wrapped, x, labels)
@@ -514,7 +499,7 @@ def test_lgv_fine_tunes_a_copy(name: str, make_victim: Make) -> None:
 
 def test_lgv_learns_from_the_loader_it_is_given(make_victim: Make) -> None:
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     entry, wrapped = TORCHATTACKS.attack("LGV"), wrap_for_torchattacks(model)
     settings = {"epochs": 5, "nb_models_epoch": 1, "lr": 0.1}
     results = [
@@ -528,7 +513,7 @@ def test_lgv_learns_from_the_loader_it_is_given(make_victim: Make) -> None:
 @each_model
 def test_lgv_moves_the_weights_of_its_copy(name: str, make_victim: Make) -> None:
     model = make_victim(name)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     attack = torchattacks.LGV(
         wrap_for_torchattacks(model), [(x, labels)], epochs=1, nb_models_epoch=1, verbose=False
     )
@@ -540,7 +525,7 @@ def test_lgv_moves_the_weights_of_its_copy(name: str, make_victim: Make) -> None
 
 def test_lgv_needs_weights_with_a_gradient(make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, labels = chosen(model, 2)
+    x, labels = chosen_with_ends(model, 2)
     majority = wrap_for_torchattacks(model, eot=3, output="decisions")
     with pytest.raises(ValueError, match="gradient in the weights, which LGV fine-tunes"):
         run(TORCHATTACKS.attack("LGV"), majority, x, labels)
@@ -581,7 +566,7 @@ def test_multiattack_takes_an_attack_of_foolbox(make_victim: Make) -> None:
     from genrobust import wrap_for_foolbox
 
     model = make_victim("cnn")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     fmodel, wrapped = wrap_for_foolbox(model), wrap_for_torchattacks(model)
 
     def deepfool(images: Tensor, labels: Tensor) -> Tensor:
@@ -622,7 +607,7 @@ def test_a_function_is_saved_as_torchattacks_saves(tmp_path: Any, capsys: pytest
 def test_a_function_is_told_target_labels_in_every_mode(make_victim: Make) -> None:
     model = make_victim("cnn")
     wrapped = wrap_for_torchattacks(model)
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     attack = as_torchattacks("quarter", wrapped, to_black, targeted_attack=to_quarter)
     assert torch.equal(attack(x, labels), torch.zeros_like(x))
     attack.set_mode_targeted_by_label(quiet=True)
@@ -729,12 +714,12 @@ class Replayed(Classifier):
 @pytest.mark.parametrize("attack", ["Square", "APGD", "FAB"])
 def test_draws_are_not_replayed_after_an_attack_reseeds_torch(attack: str, make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, _ = chosen(model, 2)
+    x, _ = chosen_with_ends(model, 2)
 
     def scores_after_attack(victim: Classifier, x: Tensor) -> Tensor:
         settings = {"n_queries": 3} if attack == "Square" else {"steps": 1}
         target = wrap_for_torchattacks(make_victim("cnn"))
-        getattr(torchattacks, attack)(target, **settings)(*chosen(make_victim("cnn"), 2))
+        getattr(torchattacks, attack)(target, **settings)(*chosen_with_ends(make_victim("cnn"), 2))
         with torch.no_grad():
             return victim(x)
 
@@ -752,7 +737,7 @@ def test_draws_are_not_replayed_after_an_attack_reseeds_torch(attack: str, make_
 
 def test_eot_and_the_judge_know_no_global_generator(make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     wrapped, twin = (wrap_for_torchattacks(model, eot=3, seed=1) for _ in range(2))
     verdicts, answers = [], []
     for seed in (0, 0, 1):
@@ -775,7 +760,7 @@ def global_states() -> tuple[Any, ...]:
 
 def test_attacks_see_expectations(make_victim: Make) -> None:
     model = make_victim("eabs")
-    x, labels = chosen(model)
+    x, labels = chosen_with_ends(model)
     first, again = (
         run(TORCHATTACKS.attack("PGD"), wrap_for_torchattacks(model, eot=3), x, labels) for _ in range(2)
     )
