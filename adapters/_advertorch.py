@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ..classifier import Classifier
 from ..views import AttackView, Output, attack_view
+from ._targets import runner_up
 from .catalogues.advertorch import ADVERTORCH
 from .registry import AttackEntry, Crafted
+from .verification import wrong_and_accepted
 
 __all__ = ["craft", "import_advertorch", "successes", "wrap_for_advertorch"]
 
@@ -88,10 +90,7 @@ def successes(
         ValueError: If `predict` is another module.
     """
     num_classes = _classifier(predict).num_classes
-    logits: Tensor = predict(x_adv)
-    decision = logits.argmax(1)  # of NaN: the first of them
-    decided = ~logits.isnan().any(1) & (decision < num_classes)
-    return decided & ((decision == y) if targeted else (decision != y))
+    return wrong_and_accepted(predict(x_adv), y, num_classes=num_classes, targeted=targeted)
 
 
 def craft(
@@ -134,7 +133,8 @@ def craft(
     attack = _build(import_advertorch().attacks, entry, target, epsilon, targeted, parameters)
     with _quiet(), torch.enable_grad():
         if not targeted and getattr(attack, "targeted", False):
-            goal = _runners_up(target, images, labels)
+            with torch.no_grad():
+                goal = runner_up(target(images), labels, num_classes=_classifier(target).num_classes)
         found: Tensor = attack.perturb(images, goal)
     return Crafted(found.detach())
 
@@ -188,13 +188,6 @@ def _guides(images: Tensor, labels: Tensor) -> Tensor:
     if nearest.values.isinf().any():
         raise ValueError("Expected a `guide` for FastFeatureAttack or images of two classes, but got neither")
     return images[nearest.indices]
-
-
-@torch.no_grad()
-def _runners_up(predict: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    logits: Tensor = predict(images)
-    scores = logits[:, : _classifier(predict).num_classes]  # not the column "reject"
-    return scores.scatter(1, labels[:, None], -torch.inf).argmax(1)
 
 
 @contextmanager

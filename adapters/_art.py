@@ -18,6 +18,7 @@ except ImportError as error:
     raise ImportError("Expected ART to be installed: pip install 'genrobust[art]'", name="art") from error
 
 from ._art_crafting import craft, legacy_numpy, num_classes
+from .verification import wrong_and_accepted
 
 __all__ = ["craft", "legacy_numpy", "successes", "wrap", "wrap_for_art"]
 
@@ -106,10 +107,10 @@ def successes(
     Raises:
         ValueError: If the estimator is another.
     """
-    answers = estimator.predict(x_adv)
-    decisions, labels = answers.argmax(1), y if y.ndim == 1 else y.argmax(1)
-    accepted = np.isfinite(answers).all(1) & (decisions < num_classes(estimator))
-    wrong: Bool[np.ndarray, " batch"] = accepted & (decisions != labels)
+    answers, labels = estimator.predict(x_adv), y if y.ndim == 1 else y.argmax(1)
+    wrong: Bool[np.ndarray, " batch"] = wrong_and_accepted(
+        torch.from_numpy(answers), torch.from_numpy(labels), num_classes=num_classes(estimator)
+    ).numpy()
     return wrong
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..classifier import Classifier
 from ..views import Output, attack_view
+from ._targets import nearest_claim_of_every_class, runner_up
 from .registry import AttackEntry, Crafted
-from .verification import Norm, distance
+from .verification import Norm, distance, wrong_and_accepted
 
 try:
     import foolbox
@@ -96,9 +97,8 @@ class WrongAndAccepted(Criterion):
         """Say which rows of logits, shape (B, K) or (B, K + 1), are wrong and not rejected."""
         del perturbed
         logits, restore_type = astensor_(outputs)
-        decision = logits.argmax(axis=-1)
-        accepted = (decision < self.num_classes).logical_and(logits.isnan().any(axis=-1).logical_not())
-        adversarial: T = restore_type((decision != self.labels).logical_and(accepted))
+        fooled = wrong_and_accepted(logits.raw, self.labels.raw, num_classes=self.num_classes)
+        adversarial: T = restore_type(astensor(fooled))
         return adversarial
 
 
@@ -165,16 +165,23 @@ def craft(
     within = isinstance(attack, FixedEpsilonAttack)
     if within and epsilon is None:
         raise ValueError(f"Expected an `epsilon` for {entry.name}, which searches in a ball, but got none")
-    norm = "l2" if entry.norm == "other" else entry.norm
-    task = _Task(attack, target, images, norm, epsilon if within else None)
+    task = _Task(attack, target, images, entry.measure, epsilon if within else None)
     if targeted:
         return _run(task, labels, TargetedMisclassification)
     if isinstance(attack, attacks.GenAttack):
-        return _run(task, _runner_up(target, images, labels), TargetedMisclassification)
+        with torch.no_grad():
+            goal = runner_up(target(images), labels, num_classes=target.num_classes)
+        return _run(task, goal, TargetedMisclassification)
     if target.rejects and not isinstance(attack, _OWN_CRITERIA_ONLY):
         return _run(task, labels, partial(WrongAndAccepted, num_classes=target.num_classes))
     if target.rejects and entry.targeted:
-        return _run_against_every_class(task, labels)
+        return nearest_claim_of_every_class(
+            lambda goal: _run(task, goal, TargetedMisclassification),
+            images,
+            labels,
+            num_classes=target.num_classes,
+            norm=task.norm,
+        )
     return _run(task, labels, Misclassification)
 
 
@@ -259,20 +266,3 @@ def _starting_points(task: _Task, criterion: Criterion) -> tuple[Tensor, Tensor]
         noise = torch.rand_like(images)
         keep(noise, target(noise))
     return points, nearest
-
-
-@torch.no_grad()
-def _runner_up(target: FoolboxModel, images: Tensor, labels: Tensor) -> Tensor:
-    logits = target(images)[:, : target.num_classes]
-    return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
-
-
-def _run_against_every_class(task: _Task, labels: Tensor) -> Crafted:
-    """Keep each image's claimed and nearest example."""
-    classes = [(labels + shift) % task.target.num_classes for shift in range(1, task.target.num_classes)]
-    runs = [_run(task, wanted, TargetedMisclassification) for wanted in classes]
-    crafted = torch.stack([run.images for run in runs])
-    claimed = torch.stack([run.claimed for run in runs if run.claimed is not None])
-    distances = torch.stack([distance(run.images - task.images, task.norm) for run in runs])
-    best = distances.masked_fill(~claimed, torch.inf).argmin(0)
-    return Crafted(crafted[best, torch.arange(len(labels), device=labels.device)], claimed.any(0))

@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..classifier import Classifier, GenerativeClassifier
+from ..classifier import Classifier
 from ..models.latent import LatentClassifier
 from ..randomness import isolated_rng
 from ..views import AttackView, Output, attack_view
@@ -51,7 +51,7 @@ from ._autoattack import (
     import_autoattack,
 )
 from .registry import AttackEntry, Crafted
-from .verification import Verification, verify
+from .verification import Verification, verify, without_gradient, wrong_and_accepted
 
 __all__ = [
     "AutoAttackBudget",
@@ -287,6 +287,7 @@ def craft(
     return Crafted(crafted, decisions != labels)
 
 
+@torch.no_grad()
 def successes(
     model: Classifier, x_adv: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
 ) -> Bool[Tensor, " batch"]:
@@ -294,15 +295,12 @@ def successes(
 
     AutoAttack itself counts a rejected image as fooled.
     """
-    prediction = model.predict(x_adv)
-    return (prediction.labels != y) & ~prediction.rejected
+    return wrong_and_accepted(model(x_adv), y, num_classes=model.num_classes)
 
 
 def _drawn(model: Classifier, version: str, eot: int, seed: int) -> Classifier:
     """Give the variant whose noise AutoAttack is to average itself, if it is."""
-    if version == "rand" and eot == 1 and isinstance(model, GenerativeClassifier) and model.randomized:
-        return model.with_randomness("fresh", seed=seed)
-    return model
+    return model.with_randomness("fresh", seed=seed) if version == "rand" and eot == 1 else model
 
 
 def _rules(model: Classifier, view: AttackView, x: Tensor, flags: Flags) -> tuple[Rule, Rule, Rule]:
@@ -321,17 +319,12 @@ def _vanished(view: AttackView, x: Tensor) -> float:
 
     Of the cross-entropy it may vanish by saturation, which is the loss's fault and not the model's.
     """
-    with torch.enable_grad():
-        leaf = x.clone().requires_grad_()
-        logits = view(leaf)
-        if not logits.requires_grad:
-            return 1.0
+
+    def margin(logits: Tensor) -> Tensor:
         largest = logits.topk(2, dim=1).values
-        (gradient,) = torch.autograd.grad((largest[:, 0] - largest[:, 1]).sum(), leaf, allow_unused=True)
-    if gradient is None:
-        return 1.0
-    flat = gradient.flatten(1)
-    return float(((flat == 0).all(1) | ~flat.isfinite().all(1)).double().mean())
+        return (largest[:, 0] - largest[:, 1]).sum()
+
+    return float(without_gradient(view, x, margin).double().mean())
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
 from ..views import AttackView, Output, attack_view
+from ._targets import nearest_claim_of_every_class
 from .catalogues.torchattacks import TORCHATTACKS
 from .registry import AttackEntry, Crafted
-from .verification import distance
+from .verification import wrong_and_accepted
 
 try:
     import torchattacks
@@ -159,7 +160,7 @@ def craft(
     if targeted:
         attack.set_mode_targeted_by_label(quiet=True)
     elif target.rejects and entry.targeted:
-        return Crafted(_through_every_class(attack, entry, target, images, labels))
+        return _through_every_class(attack, entry, target, images, labels)
     elif entry.name == "JSMA":
         attack.set_mode_targeted_least_likely(kth_min=target.num_columns - 1, quiet=True)
     return Crafted(_run(attack, entry, images, labels))
@@ -183,8 +184,7 @@ def successes(
     valid = valid_images(x_adv)
     found = torch.zeros_like(valid)
     if valid.any():
-        decision = model(x_adv[valid]).argmax(1)
-        found[valid] = (decision != y[valid]) & (decision < model.num_classes)
+        found[valid] = wrong_and_accepted(model(x_adv[valid]), y[valid], num_classes=model.num_classes)
     return found
 
 
@@ -297,14 +297,13 @@ def _run(attack: Attack, entry: AttackEntry, images: Tensor, labels: Tensor) -> 
 
 def _through_every_class(
     attack: Attack, entry: AttackEntry, target: TorchattacksModel, images: Tensor, labels: Tensor
-) -> Tensor:
-    norm = "l2" if entry.norm == "other" else entry.norm
+) -> Crafted:
     attack.set_mode_targeted_by_label(quiet=True)
-    best, nearest = images, torch.full((len(images),), torch.inf, dtype=torch.double, device=images.device)
-    for shift in range(1, target.num_classes):
-        found = _run(attack, entry, images, (labels + shift) % target.num_classes).to(images)
-        lengths = distance(found - images, norm)
-        better = successes(target, found, labels) & (lengths < nearest)
-        best = torch.where(better[:, None, None, None], found, best)
-        nearest = torch.where(better, lengths, nearest)
-    return best
+
+    def toward(goal: Tensor) -> Crafted:
+        found = _run(attack, entry, images, goal).to(images)
+        return Crafted(found, successes(target, found, labels))
+
+    return nearest_claim_of_every_class(
+        toward, images, labels, num_classes=target.num_classes, norm=entry.measure
+    )

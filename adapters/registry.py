@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..classifier import Classifier
+from . import verification
 
 __all__ = ["Adapter", "AttackEntry", "Crafted", "Implementation", "available", "registered"]
 
@@ -57,6 +58,11 @@ class AttackEntry:
     broken: str = ""
     weak: str = ""
     note: str = ""
+
+    @property
+    def measure(self) -> verification.Norm:
+        """The norm in which two of its examples are compared: its own, or L2 where it has none."""
+        return "l2" if self.norm == "other" else self.norm
 
     def obstacle(self, *, channels: int = 1) -> str:
         """Say why it does not run here on images of so many channels, and what would help; "" if it runs."""

@@ -20,6 +20,8 @@ __all__ = [
     "fresh_variant",
     "reach",
     "verify",
+    "without_gradient",
+    "wrong_and_accepted",
 ]
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -134,7 +136,9 @@ def verify(
         outside_ball=outside,
         unchanged=(images == x).flatten(1).all(1),
         black=black,
-        zero_gradient=_zero_gradient(model, x, y),
+        zero_gradient=without_gradient(
+            model, x, lambda logits: nn.functional.cross_entropy(logits, y, reduction="sum")
+        ),
         rejected=rejected,
     )
 
@@ -184,9 +188,46 @@ def attack_every_class(
 
 def fresh_variant(model: C, *, seed: int, codebook_seed: int) -> C:
     """Give the variant that judges: the model's full budget, with noise and candidates no attack has seen."""
-    if not isinstance(model, GenerativeClassifier):
-        return model
-    return model.with_randomness("fresh", seed=seed).with_inference(seed=codebook_seed)
+    fresh = model.with_randomness("fresh", seed=seed)
+    return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, GenerativeClassifier) else fresh
+
+
+def wrong_and_accepted(
+    answers: Float[Tensor, "batch columns"],
+    y: Int[Tensor, " batch"],
+    *,
+    num_classes: int,
+    targeted: bool = False,
+) -> Bool[Tensor, " batch"]:
+    """Say where a model that may reject is fooled: it answers, does not reject, and decides wrongly.
+
+    Args:
+        answers: Its logits; an answer with a NaN, to what is no image, counts for nothing.
+        y: The classes; the classes to reach when `targeted`.
+        num_classes: K; a further column is "reject".
+        targeted: Whether the decision is to be `y`, not to differ from it.
+    """
+    decision = answers.argmax(1)
+    accepted = ~answers.isnan().any(1) & (decision < num_classes)
+    return accepted & ((decision == y) if targeted else (decision != y))
+
+
+def without_gradient(
+    model: nn.Module,
+    x: Float[Tensor, "batch channels height width"],
+    objective: Callable[[Float[Tensor, "batch columns"]], Float[Tensor, ""]],
+) -> Bool[Tensor, " batch"]:
+    """Say at which images the gradient of a function of the logits vanishes, or is not finite."""
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        logits = model(leaf)
+        gradient = None
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad(objective(logits), leaf, allow_unused=True)
+    if gradient is None:
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    flat = gradient.flatten(1)
+    return (flat == 0).all(1) | ~flat.isfinite().all(1)
 
 
 def distance(
@@ -230,20 +271,6 @@ def _decide(model: Classifier, images: Tensor, valid: Tensor) -> tuple[Tensor, T
         prediction = model.predict(images[valid])
         labels[valid], rejected[valid] = prediction.labels, prediction.rejected
     return labels, rejected
-
-
-def _zero_gradient(model: Classifier, x: Tensor, y: Tensor) -> Bool[Tensor, " batch"]:
-    with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        logits = model(leaf)
-        if not logits.requires_grad:
-            return torch.ones(len(x), dtype=torch.bool, device=x.device)
-        loss = nn.functional.cross_entropy(logits, y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-    if gradient is None:
-        return torch.ones(len(x), dtype=torch.bool, device=x.device)
-    flat = gradient.flatten(1)
-    return (flat == 0).all(1) | ~flat.isfinite().all(1)
 
 
 def _merge(better: Tensor, found: Verification, kept: Verification) -> Verification:

@@ -156,6 +156,23 @@ class Classifier(nn.Module, ABC):
             scores=logits[:, : self.num_classes],
         )
 
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
+        """Give a variant that shares the weights and draws its noise in another mode; without noise, itself.
+
+        Args:
+            mode: `"fixed"`: a sequence from `seed`, the same at every call and for every row. `"fresh"`: new
+                noise for every call and row, for expectation over transformation and for re-scoring.
+            seed: The seed of the sequence or of the generator.
+            generator: The generator of the fresh mode; it advances with every call.
+
+        Raises:
+            NotImplementedError: If the model draws noise and does not say how.
+        """
+        del mode, seed, generator
+        if self.randomized:
+            raise NotImplementedError(f"Expected {type(self).__name__} to define `with_randomness`")
+        return self
+
     def train(self, mode: bool = True) -> Self:
         """Record the flag, and leave the parts in evaluation mode."""
         self.training = mode
@@ -207,17 +224,6 @@ class GenerativeClassifier(Classifier):
             rejected=logits.argmax(1) >= self.num_classes,
             scores=scores,
         )
-
-    @abstractmethod
-    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
-        """Give a variant that shares the weights and draws its noise in another mode.
-
-        Args:
-            mode: `"fixed"`: a sequence from `seed`, the same at every call and for every row. `"fresh"`: new
-                noise for every call and row, for expectation over transformation and for re-scoring.
-            seed: The seed of the sequence or of the generator.
-            generator: The generator of the fresh mode; it advances with every call.
-        """
 
     @abstractmethod
     def with_inference(self, **budget: Any) -> Self:
