@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..gradients import Expectation
-from ..views import AttackView
+from ..views import AttackView, MeanPrediction
 
 __all__ = [
     "ATTACKS",
@@ -32,6 +32,7 @@ Version = Literal["standard", "plus", "rand"]
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
 _PACKAGES = ("pyautoattack", "autoattack")
+_EXPECTATIONS = (Expectation, MeanPrediction)
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 _COLUMNS = {"apgd-dlr": 3, "apgd-t": 4}  # so many logits are in the denominator of the loss, or beside it
 
@@ -245,7 +246,7 @@ class AutoAttackRun:
 
     def _set(self, budget: AutoAttackBudget) -> None:
         adversary, eot_iter = self._adversary, budget.eot_iter
-        if eot_iter is None and any(isinstance(part, Expectation) for part in self._view.modules()):
+        if eot_iter is None and any(isinstance(part, _EXPECTATIONS) for part in self._view.modules()):
             eot_iter = 1
         eot_iter = eot_iter or adversary.apgd.eot_iter
         if budget.n_iter is not None:

@@ -40,6 +40,28 @@ def test_the_default_view_is_the_model(name: str, make_model: Make, images: Make
     assert not view.training
 
 
+def test_eot_of_a_bayesian_network_is_the_mean_of_its_predictions(make_model: Make, images: Make) -> None:
+    model = make_model("bnn", samples=2)
+    x = images(model, 3)
+    view = attack_view(model, eot=50, seed=4)
+    draws = model.with_randomness("fresh", generator=generator(4))(x.repeat(50, 1, 1, 1))
+    expected = draws.softmax(1).unflatten(0, (50, 3)).mean(0)
+    torch.testing.assert_close(view(x).exp(), expected)
+    assert not torch.equal(view(x), view(x))
+    leaf = x.clone().requires_grad_()
+    assert torch.autograd.grad(view(leaf).sum(), leaf)[0].any()
+
+
+def test_decisions_of_a_bayesian_network_repeat(make_model: Make, images: Make) -> None:
+    model = make_model("bnn", samples=1)
+    view, x = attack_view(model, eot=9, output="decisions"), images(model, 6)
+    assert torch.equal(view(x), view(x))
+    draws = torch.stack(
+        [model.with_randomness("fixed", seed=(1 << 20) + seed)(x).argmax(1) for seed in range(9)]
+    )
+    assert torch.equal(view(x).argmax(1), draws.mode(0).values)
+
+
 @each_model
 def test_probabilities_are_the_models_own(name: str, make_model: Make, images: Make) -> None:
     model = make_model(name)

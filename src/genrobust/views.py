@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from .classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
 from .gradients import expectation
+from .likelihood import log_mean_exp
 
-__all__ = ["AttackView", "InvalidQueryWarning", "Majority", "Output", "Probabilities", "attack_view"]
+__all__ = [
+    "AttackView",
+    "InvalidQueryWarning",
+    "Majority",
+    "MeanPrediction",
+    "Output",
+    "Probabilities",
+    "attack_view",
+]
 
 Output = Literal["logits", "probabilities", "decisions"]
 
@@ -27,7 +36,8 @@ def attack_view(model: Classifier, *, eot: int = 1, output: Output = "logits", s
     Args:
         model: A classifier of this package.
         eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
-            above 1 a query is the log-mean-exp of class scores over fresh draws, or their majority.
+            above 1 a query is the log-mean-exp of class scores over fresh draws (of a model without class
+            scores: the log of the mean of p(y | x)), or their majority.
         output: `"logits"`; `"probabilities"`, p(y | x), for attacks that expect rows that sum to one;
             `"decisions"`, for decision-based attacks: with several draws the majority's decision, from the
             same draws at every query, because these attacks fail where a decision does not repeat.
@@ -41,13 +51,17 @@ def attack_view(model: Classifier, *, eot: int = 1, output: Output = "logits", s
     if eot < 1:
         raise ValueError(f"Expected `eot` of at least 1, but got {eot}")
     if eot > 1:
-        if not (isinstance(model, GenerativeClassifier) and model.randomized):
+        if not model.randomized:
             raise ValueError(
                 f"Expected `eot` of 1 for {type(model).__name__}, which draws no noise, but got {eot}"
             )
         if output == "decisions":
             return AttackView(Majority(model, draws=eot, seed=seed))
-        model = expectation(model, eot, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(model, GenerativeClassifier):
+            model = expectation(model, eot, generator=generator)
+        else:
+            model = MeanPrediction(model, draws=eot, generator=generator)
     return AttackView(Probabilities(model) if output == "probabilities" else model)
 
 
@@ -72,6 +86,24 @@ class Probabilities(_View):
 
 
 @final
+class MeanPrediction(_View):
+    """Answers the log of the mean of softmaxed logits over fresh draws of the model's noise. Differentiable.
+
+    Expectation over transformation for a randomised model that is not generative, such as a Bayesian network.
+    """
+
+    def __init__(self, model: Classifier, *, draws: int, generator: torch.Generator) -> None:
+        super().__init__(model.with_randomness("fresh", generator=generator))
+        self.draws = draws
+        self.randomized = True
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        """Give the log of the mean; all draws run as one batch."""
+        answers = self.model.logits(x.repeat(self.draws, 1, 1, 1)).log_softmax(1)
+        return log_mean_exp(answers.unflatten(0, (self.draws, -1)))
+
+
+@final
 class Majority(_View):
     """Decides by majority of draws of the model's noise, the same draws at every query. No gradient.
 
@@ -79,7 +111,7 @@ class Majority(_View):
     attacks walk along a boundary that must be there again at the next query.
     """
 
-    def __init__(self, model: GenerativeClassifier, *, draws: int, seed: int = 0) -> None:
+    def __init__(self, model: Classifier, *, draws: int, seed: int = 0) -> None:
         super().__init__(model)
         first = _FIRST_DRAW + draws * seed
         self._draws = [model.with_randomness("fixed", seed=draw) for draw in range(first, first + draws)]

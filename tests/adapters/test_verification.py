@@ -159,6 +159,18 @@ def test_the_verdict_replays_no_draw_of_an_attack(make_model: Make, images: Make
     assert not torch.equal(verify(model, x, attacked, x, "l2", 1.0).prediction, attacked)
 
 
+def test_a_bayesian_network_is_judged_by_draws_that_no_attack_has_seen(
+    make_model: Make, images: Make
+) -> None:
+    model = make_model("bnn", samples=1)
+    x = images(model, 200)
+    attacked = model(x).argmax(1)
+    verdicts = [verify(model, x, attacked, x, "l2", 1.0, seed=seed).prediction for seed in (0, 0, 1)]
+    assert torch.equal(verdicts[0], verdicts[1])
+    assert not torch.equal(verdicts[0], verdicts[2])
+    assert not torch.equal(verdicts[0], attacked)
+
+
 def test_an_example_of_the_fixed_noise_alone_falls(make_model: Make, images: Make) -> None:
     """Images that the attacked variant labels otherwise, and most fresh draws do not: masked randomness."""
     model = make_model("eabs")

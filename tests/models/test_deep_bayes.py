@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from genrobust import DeepBayes, DeepBayesConfig, Estimated, expectation, verify
+from genrobust.adapters import verification
+from genrobust.adapters.verification import fresh_variant
 from genrobust.models.conditionals import GRAPHS, ConditionalArchitecture, Graph
 from genrobust.models.deep_bayes import SamplingBudget
 from genrobust.randomness import isolated_rng
@@ -340,7 +342,7 @@ def test_attacks_average_fresh_draws_and_verdicts_use_others() -> None:
     torch.testing.assert_close(view(x), draws.logsumexp(0) - math.log(5))
     y = model.predict(x).labels
     verdict = verify(model, x, y, (x + 0.3).clamp(0, 1), "linf", 0.3)
-    judge = model.with_randomness("fresh", seed=1 << 30).with_inference(seed=2)
+    judge = fresh_variant(model, seed=verification._NOISE_SEED, codebook_seed=verification._CODEBOOK_SEED)
     assert torch.equal(verdict.prediction, judge.predict((x + 0.3).clamp(0, 1)).labels)
     assert not verdict.zero_gradient.any()
 
