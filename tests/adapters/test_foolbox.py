@@ -1,5 +1,10 @@
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -377,3 +382,22 @@ def test_decisions_have_no_gradient(make_victim: Make) -> None:
 def test_impossible_expectations(name: str, eot: int, message: str, make_victim: Make) -> None:
     with pytest.raises(ValueError, match=message):
         wrap_for_foolbox(make_victim(name), eot=eot)
+
+
+@pytest.mark.slow
+def test_foolboxs_zoo_finds_a_model_in_a_clone_of_this_repository(tmp_path: Path) -> None:
+    git = pytest.importorskip("git", reason="GitPython needs git", exc_type=ImportError)
+    repository = git.Repo.init(tmp_path / "genrobust")
+    shutil.copy(Path(__file__).parents[2] / "foolbox_model.py", repository.working_dir)
+    repository.index.add(["foolbox_model.py"])
+    author = git.Actor("somebody", "somebody@example.org")
+    repository.index.commit("Foolbox's convention", author=author, committer=author)
+    code = f"""if True:
+        import foolbox, torch
+        url = {(tmp_path / "genrobust").as_uri()!r}
+        fmodel = foolbox.zoo.get_model(url, model="eabs", dataset="digits", eot=2)
+        assert isinstance(fmodel, foolbox.models.Model)
+        assert fmodel(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    """
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
