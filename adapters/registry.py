@@ -131,6 +131,7 @@ class Adapter:
         title: Its name for readers.
         distribution: The package to install.
         package: The package to import.
+        alternatives: Packages that serve in its place, and the distribution of each.
         attacks: Every attack on images that it exports.
         implementation: Module with `wrap` and `craft`.
     """
@@ -141,16 +142,18 @@ class Adapter:
     package: str
     attacks: tuple[AttackEntry, ...]
     implementation: str
+    alternatives: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def version(self) -> str | None:
         """The installed version; None where the toolkit is not installed."""
-        if not _importable(self.package):
-            return None
-        try:
-            return version(self.distribution)
-        except PackageNotFoundError:
-            return "unknown"
+        for package, distribution in {self.package: self.distribution, **self.alternatives}.items():
+            if _importable(package):
+                try:
+                    return version(distribution)
+                except PackageNotFoundError:
+                    return "unknown"
+        return None
 
     def load(self) -> Implementation:
         """Import the implementation, and with it the toolkit.

@@ -27,6 +27,7 @@ ROBUSTBENCH = Adapter(
     title="RobustBench / AutoAttack",
     distribution="pyautoattack",
     package="pyautoattack",
+    alternatives={"autoattack": "autoattack"},
     attacks=(
         _entry("apgd-ce", "Blind where the softmax of a confident model saturates.", n_iter=20, n_restarts=1),
         _entry("apgd-dlr", "Needs 3 classes.", n_iter=20, n_restarts=1),

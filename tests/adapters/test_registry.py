@@ -105,6 +105,7 @@ def test_the_installed_version() -> None:
     assert adapter.version[0].isdigit()
     assert replace(adapter, distribution="no-such-distribution").version == "unknown"
     assert THIRD_PARTY.version is None
+    assert replace(THIRD_PARTY, alternatives={"torch": "torch"}).version == adapter.version
 
 
 # The command.
