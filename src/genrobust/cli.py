@@ -114,6 +114,39 @@ def train(
         console.print(f"weights and card in {card['folder']}")
 
 
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="A shipped model; see `genrobust models`.")],
+    dataset: Annotated[str, typer.Option(help="What it was trained on.")] = "digits",
+    what: Annotated[str, typer.Option(help="samples, reconstructions, or latent.")] = "reconstructions",
+    out: Annotated[Path | None, typer.Option(help="The PNG to write.")] = None,
+    images: Annotated[int | None, typer.Option(help="Samples a class, or images of the test set.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses images and samples.")] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights that `train` wrote, in place of shipped.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of <dataset>.npz.")] = None,
+) -> None:
+    """Draw what a model draws: samples of every class, an image as every class would, the latent space."""
+    from typing import cast
+
+    from .benchmarks.pictures import What, draw_picture, save_picture
+    from .data import load_dataset
+    from .zoo import load_model, read_model
+
+    shown = read_model(weights) if weights else load_model(model, dataset=dataset)
+    figure = draw_picture(
+        cast(What, what),
+        shown,
+        load_dataset(dataset, "test", root=data_root),
+        images=images,
+        seed=seed,
+    )
+    path = out or Path(f"{model}-{dataset}-{what}.png")
+    save_picture(figure, path)
+    console.print(f"the picture is in {path}")
+
+
 @bench.command()
 def quick(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes.")] = None,

@@ -347,6 +347,35 @@ def test_attacks_average_fresh_draws_and_verdicts_use_others() -> None:
     assert not verdict.zero_gradient.any()
 
 
+# Samples and latents.
+
+
+@pytest.mark.parametrize("name", ["GF", "GFY"])
+def test_samples_are_decoded_draws_of_the_prior(name: str) -> None:
+    model = small(name)
+    drawn = model.sample(5, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn((1, CLASSES, 5, 3), generator=torch.Generator().manual_seed(2)).double()
+    one_hot = torch.eye(CLASSES, dtype=torch.float64)[None, :, None]
+    if model.prior is not None:
+        mean, log_variance = model.prior({"y": one_hot}).chunk(2, -1)
+        noise = mean + (0.5 * log_variance).exp() * noise
+    assert drawn.shape == (CLASSES, 5, 1, 6, 5)
+    torch.testing.assert_close(drawn, model.decode(noise)[0])
+
+
+def test_a_graph_whose_latent_comes_of_the_image_draws_nothing() -> None:
+    with pytest.raises(ValueError, match="a graph whose latent has a prior"):
+        small("DFX").sample(1, generator=torch.Generator())
+
+
+def test_an_encoding_is_the_mean_of_q_of_the_image_and_its_class() -> None:
+    model, x = small(), pictures(3)
+    y = torch.tensor([2, 0, 1])
+    one_hot = nn.functional.one_hot(y, CLASSES).double()[:, None, None]
+    expected = model.encoder({"x": x, "y": one_hot})[:, 0, 0, :3]
+    torch.testing.assert_close(model.encode(x, y), expected)
+
+
 # Reconstructions.
 
 

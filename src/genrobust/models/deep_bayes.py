@@ -236,6 +236,29 @@ class DeepBayes(GenerativeClassifier):
         mean, _ = self._posterior(x, self._classes(x))
         return self.decode(mean).squeeze(2)
 
+    def sample(
+        self, per_class: int, *, generator: torch.Generator
+    ) -> Float[Tensor, "classes samples channels height width"]:
+        """Draw images of every class: E[x | z, y] for z from its prior.
+
+        Raises:
+            ValueError: If the graph gives the image no parents, or the prior of z has the image for one.
+        """
+        if "x" in self.config.graph.z:
+            raise ValueError(f"Expected a graph whose latent has a prior, but got {self.config.graph}")
+        like = next(self.parameters())
+        shape = (1, self.num_classes, per_class, self.config.architecture.latent_dim)
+        noise = torch.randn(shape, generator=generator).to(like)
+        mean, log_variance = self._prior(noise, self._classes(noise))
+        return self.decode(mean + (0.5 * log_variance).exp() * noise)[0]
+
+    def encode(
+        self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Give the mean of q(z | x, y)."""
+        classes = nn.functional.one_hot(y, self.num_classes).to(x.dtype)[:, None, None]
+        return self._posterior(self.check(x), classes)[0][:, 0, 0]
+
     def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
         """Give a variant that shares the weights and draws its samples in another mode; see the contract."""
         return self._variant(noise=noise_source(mode, seed=seed, generator=generator))

@@ -1,0 +1,246 @@
+"""What a generative model sees: samples, "what would class k have drawn?", and its latent space in 2-D."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torch import Tensor
+
+from ..classifier import Classifier, GenerativeClassifier
+from ..data import ImageDataset
+from ..selective import Reconstructs
+from ..storage import write_atomically
+
+__all__ = [
+    "Encodes",
+    "Samples",
+    "What",
+    "draw_picture",
+    "latent_figure",
+    "reconstruction_figure",
+    "sample_figure",
+    "save_picture",
+]
+
+What = Literal["samples", "reconstructions", "latent"]
+
+CELL = 0.62  # inches
+FONT_SIZE = 8
+MARKERS = "osD^vPX<>*"
+DECIDED, LABEL = "#D55E00", "#0072B2"  # Okabe and Ito: told apart with every common colour blindness
+_DEFAULT_IMAGES: Mapping[str, int] = {"samples": 10, "reconstructions": 10, "latent": 1000}
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A model that can draw images of a class."""
+
+    def sample(
+        self, per_class: int, *, generator: torch.Generator
+    ) -> Float[Tensor, "classes samples channels height width"]:
+        """Draw images of every class."""
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A model that can say where images are in its latent space."""
+
+    def encode(
+        self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Give the mean of q(z | x), or of q(z | x, y)."""
+        ...
+
+
+def draw_picture(
+    what: What, model: Classifier, dataset: ImageDataset, *, images: int | None = None, seed: int = 0
+) -> Figure:
+    """Draw one of the pictures of a model on images of a data set.
+
+    Args:
+        what: `"samples"` of every class; `"reconstructions"` of some images as every class; or `"latent"`,
+            the images' latents in two dimensions, by PCA and by UMAP.
+        model: The model.
+        dataset: Where images come from.
+        images: How many: samples a class (10), images reconstructed (10), or latents (1,000).
+        seed: Chooses the images, the samples and UMAP's start.
+
+    Raises:
+        ValueError: If the model cannot draw such a picture, or `what` or `images` makes no sense.
+        ImportError: If umap-learn is not installed.
+    """
+    if what not in _DEFAULT_IMAGES:
+        raise ValueError(f"Expected `what` out of {sorted(_DEFAULT_IMAGES)}, but got {what!r}")
+    count = _DEFAULT_IMAGES[what] if images is None else images
+    if count < 1:
+        raise ValueError(f"Expected `images` of at least 1, but got {count}")
+    generator = torch.Generator().manual_seed(seed)
+    if what == "samples":
+        return sample_figure(model, dataset.class_names, per_class=count, generator=generator)
+    chosen = torch.randperm(len(dataset), generator=generator)[:count]
+    x, y = dataset.batch(chosen)
+    if what == "reconstructions":
+        return reconstruction_figure(model, x, y, dataset.class_names)
+    return latent_figure(model, x, y, dataset.class_names, seed=seed)
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Save a picture as PNG, whole or not at all."""
+    with write_atomically(path) as part:
+        figure.savefig(part, format="png", dpi=200)
+
+
+@torch.no_grad()
+def sample_figure(
+    model: Classifier, class_names: tuple[str, ...], *, per_class: int, generator: torch.Generator
+) -> Figure:
+    """Draw images of every class, a row each.
+
+    Raises:
+        ValueError: If the model has no `sample`.
+    """
+    if not isinstance(model, Samples):
+        raise ValueError(f"Expected a model that draws samples, but got {type(model).__name__}")
+    drawn = model.sample(per_class, generator=generator)
+    figure, cells = _grid(len(drawn), per_class)
+    for row, (name, images) in enumerate(zip(class_names, drawn, strict=True)):
+        for cell, image in zip(cells[row], images, strict=True):
+            _show(cell, image)
+        _name_row(cells[row][0], name)
+    return figure
+
+
+@torch.no_grad()
+def reconstruction_figure(
+    model: Classifier,
+    x: Float[Tensor, "batch channels height width"],
+    y: Int[Tensor, " batch"],
+    class_names: tuple[str, ...],
+) -> Figure:
+    """Draw "what would class k have drawn?": a row per image, a column per class.
+
+    Below each reconstruction is how many nats its class is behind the best one. The best one, the decision,
+    has an orange frame, dashed where it is not the image's label, which then has a blue one.
+
+    Raises:
+        ValueError: If the model has no `reconstruct`.
+    """
+    if not (isinstance(model, GenerativeClassifier) and isinstance(model, Reconstructs)):
+        raise ValueError(f"Expected a model with reconstructions, but got {type(model).__name__}")
+    drawn, scores = model.reconstruct(x), model.class_scores(x)
+    behind = scores - scores.max(1, keepdim=True).values
+    figure, cells = _grid(len(x), 1 + len(class_names), below=True)
+    cells[0][0].set_title("image", fontsize=FONT_SIZE)
+    for cell, name in zip(cells[0][1:], class_names, strict=True):
+        cell.set_title(name, fontsize=FONT_SIZE, rotation=0 if len(name) < 4 else 40)
+    for row, image in enumerate(x):
+        _show(cells[row][0], image)
+        _name_row(cells[row][0], class_names[int(y[row])])
+        for k, cell in enumerate(cells[row][1:]):
+            _show(cell, drawn[row, k])
+            cell.set_xlabel(f"{float(behind[row, k]):.0f}", fontsize=FONT_SIZE - 2, labelpad=1)
+            if behind[row, k] == 0:
+                _frame(cell, DECIDED, "-" if k == y[row] else "--")
+            elif k == y[row]:
+                _frame(cell, LABEL, "-")
+    return figure
+
+
+@torch.no_grad()
+def latent_figure(
+    model: Classifier,
+    x: Float[Tensor, "batch channels height width"],
+    y: Int[Tensor, " batch"],
+    class_names: tuple[str, ...],
+    *,
+    seed: int = 0,
+) -> Figure:
+    """Draw where images are in the latent space, by PCA and by UMAP (McInnes et al. 2018).
+
+    Raises:
+        ValueError: If the model has no `encode`, or there are fewer than 4 images.
+        ImportError: If umap-learn is not installed.
+    """
+    if not isinstance(model, Encodes):
+        raise ValueError(f"Expected a model with an encoder, but got {type(model).__name__}")
+    if len(x) < 4:
+        raise ValueError(f"Expected at least 4 images for a latent space, but got {len(x)}")
+    latents = torch.cat([model.encode(*part) for part in zip(x.split(256), y.split(256), strict=True)])
+    figure = Figure(figsize=(8, 4.3), layout="constrained")
+    panels = figure.subplots(1, 2)
+    points = {"PCA": _principal_components(latents), "UMAP": _umap(latents.double().numpy(), seed=seed)}
+    colors = colormaps["tab20" if len(class_names) > 10 else "tab10"]
+    for panel, (title, at) in zip(panels, points.items(), strict=True):
+        for k, name in enumerate(class_names):
+            own = at[y.numpy() == k]
+            marker = MARKERS[k % len(MARKERS)]
+            panel.scatter(*own.T, s=9, color=colors(k % colors.N), marker=marker, linewidths=0, label=name)
+        panel.set_title(title, fontsize=FONT_SIZE + 2)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    handles, labels = panels[0].get_legend_handles_labels()
+    columns = min(len(class_names), 10)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=FONT_SIZE,
+        markerscale=2,
+    )
+    return figure
+
+
+def _principal_components(latents: Float[Tensor, "batch latent"]) -> Float[np.ndarray, "batch 2"]:
+    centred = latents.double() - latents.double().mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+    components: Float[np.ndarray, "batch 2"] = (centred @ axes.T).numpy()
+    return components
+
+
+def _umap(latents: Float[np.ndarray, "batch latent"], *, seed: int) -> Float[np.ndarray, "batch 2"]:
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise ImportError(
+            "Expected umap-learn to be installed: pip install 'genrobust[show]'", name="umap"
+        ) from error
+    neighbours = min(15, len(latents) - 1)
+    reducer = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1, init="pca")
+    points: Float[np.ndarray, "batch 2"] = reducer.fit_transform(latents)
+    return points
+
+
+def _grid(rows: int, columns: int, *, below: bool = False) -> tuple[Figure, list[list[Axes]]]:
+    size = (CELL * columns + 0.9, (CELL + 0.16 * below) * rows + 0.4)
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure = Figure(figsize=size, layout=layout)
+    cells = figure.subplots(rows, columns, squeeze=False)
+    for cell in cells.flat:
+        cell.set_xticks([])
+        cell.set_yticks([])
+        cell.spines[:].set_visible(False)
+    return figure, [list(row) for row in cells]
+
+
+def _show(cell: Axes, image: Float[Tensor, "channels height width"]) -> None:
+    pixels = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy()
+    cell.imshow(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+
+
+def _name_row(cell: Axes, name: str) -> None:
+    cell.set_ylabel(name, fontsize=FONT_SIZE, rotation=0, ha="right", va="center")
+
+
+def _frame(cell: Axes, color: str, line: str) -> None:
+    cell.spines[:].set_visible(True)
+    cell.spines[:].set(color=color, linewidth=2, linestyle=line)

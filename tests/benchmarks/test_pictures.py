@@ -1,0 +1,101 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer.testing
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from genrobust import load_dataset
+from genrobust.benchmarks.pictures import draw_picture, latent_figure, reconstruction_figure, sample_figure
+from genrobust.cli import app
+
+Make = Callable[..., Any]
+NAMES = ("zero", "one", "two", "three")
+
+
+def pixels(figure: Figure) -> list[Any]:
+    """The images of every cell, row by row."""
+    return [cell.images[0].get_array() for cell in figure.axes]
+
+
+def framed(figure: Figure) -> list[tuple[int, str]]:
+    """Which cells have a frame, and of which line."""
+    return [
+        (index, cell.spines["left"].get_linestyle())
+        for index, cell in enumerate(figure.axes)
+        if cell.spines["left"].get_visible()
+    ]
+
+
+def test_samples_are_rows_of_classes(make_model: Make) -> None:
+    model = make_model("deep-bayes")
+    figure = sample_figure(model, NAMES, per_class=3, generator=torch.Generator().manual_seed(1))
+    drawn = model.sample(3, generator=torch.Generator().manual_seed(1))
+    assert drawn.shape == (4, 3, 1, 7, 8)
+    assert len(figure.axes) == 12
+    for cell, image in zip(pixels(figure), drawn.flatten(0, 1), strict=True):
+        torch.testing.assert_close(torch.tensor(cell), image[0])
+    assert [figure.axes[row].get_ylabel() for row in (0, 3, 6, 9)] == list(NAMES)
+
+
+def test_the_decision_is_framed_and_so_is_the_label_that_it_misses(make_model: Make, images: Make) -> None:
+    model = make_model("deep-bayes")
+    x = images(model, 2)
+    scores = model.class_scores(x).detach()
+    decided = scores.argmax(1)
+    y = torch.stack([decided[0], (decided[1] + 1) % 4])
+    figure = reconstruction_figure(model, x, y, NAMES)
+    right, wrong, missed = 1 + int(decided[0]), 6 + int(decided[1]), 6 + int(y[1])
+    assert sorted(framed(figure)) == sorted([(right, "-"), (wrong, "--"), (missed, "-")])
+    reconstructions = model.reconstruct(x)
+    for row in range(2):
+        cells = pixels(figure)[5 * row : 5 * row + 5]
+        torch.testing.assert_close(torch.tensor(cells[0]), x[row, 0])
+        for k in range(4):
+            torch.testing.assert_close(torch.tensor(cells[1 + k]), reconstructions[row, k, 0])
+            behind = f"{float(scores[row, k] - scores[row].max()):.0f}"
+            assert figure.axes[5 * row + 1 + k].get_xlabel() == behind
+
+
+@pytest.mark.slow
+def test_the_principal_components_are_those_of_the_latents(make_model: Make, images: Make) -> None:
+    pytest.importorskip("umap")
+    model = make_model("deep-bayes")
+    x, y = images(model, 30), torch.arange(30) % 4
+    figure = latent_figure(model, x, y, NAMES)
+    pca, umap = figure.axes
+    points = torch.cat([torch.tensor(part.get_offsets().data) for part in pca.collections])
+    latents = torch.cat([model.encode(x[y == k], y[y == k]) for k in range(4)]).double()
+    centred = latents - latents.mean(0)
+    variances = torch.linalg.eigvalsh(centred.T @ centred).flip(0)
+    torch.testing.assert_close(points.T @ points, torch.diag(variances[:2]), rtol=1e-4, atol=1e-4)
+    assert sum(len(part.get_offsets()) for part in umap.collections) == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "images", "message"),
+    [
+        ("deep-bayes", "weights", None, r"`what` out of \['latent', 'reconstructions', 'samples'\]"),
+        ("deep-bayes", "samples", 0, "`images` of at least 1, but got 0"),
+        ("mlp", "samples", None, "draws samples, but got MLP"),
+        ("mlp", "reconstructions", None, "reconstructions, but got MLP"),
+        ("mlp", "latent", None, "an encoder, but got MLP"),
+        ("deep-bayes", "latent", 3, "at least 4 images for a latent space, but got 3"),
+    ],
+)
+def test_what_cannot_be_drawn(
+    name: str, what: Any, images: int | None, message: str, make_model: Make
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_picture(what, make_model(name), load_dataset("digits", "test"), images=images)
+
+
+def test_the_command_writes_a_png(tmp_path: Path) -> None:
+    out = tmp_path / "picture.png"
+    arguments = ["show", "deep-bayes", "--what", "reconstructions", "--images", "2", "--out", str(out)]
+    done = typer.testing.CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert imread(out).shape[0] > 100
