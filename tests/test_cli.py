@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,8 @@ def test_mistakes_end_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if arguments[0] == "bench":
+        pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["genrobust", *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -59,3 +62,19 @@ def test_mistakes_end_in_one_line(
     error = " ".join(capsys.readouterr().err.split())
     assert error.startswith("Error: Expected")
     assert message in error
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["genrobust", "show", "deep-bayes"])
+    for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "genrobust.benchmarks.pictures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error == "Error: Expected matplotlib to be installed: pip install 'genrobust[all]'"

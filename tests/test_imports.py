@@ -60,7 +60,7 @@ def test_a_planted_import_is_detected(planted: str, tmp_path: Path) -> None:
 
 
 def test_adapters_are_loaded_on_first_use() -> None:
-    pytest.importorskip("scipy")  # Foolbox needs it, and fails without naming an extra of ours
+    pytest.importorskip("foolbox")
     code = """
 import sys, warnings
 import genrobust

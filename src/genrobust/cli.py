@@ -9,6 +9,7 @@ from typing import Annotated
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError as error:
     raise SystemExit(
@@ -223,6 +224,9 @@ def main() -> None:
     _keep_freed_memory()
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        message = str(error)
+        if isinstance(error, ModuleNotFoundError):
+            message = f"Expected {error.name} to be installed: pip install 'genrobust[all]'"
+        Console(stderr=True).print("[red]Error:[/red]", escape(message), highlight=False)
         raise SystemExit(2) from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genrobust import Classifier, GenerativeClassifier, load_dataset, load_model, verify
-from genrobust.adapters import Adapter, AttackEntry, registered
+from genrobust.adapters import Adapter, AttackEntry, available, registered
 from genrobust.adapters.verification import Norm
 from genrobust.randomness import isolated_rng
 from genrobust.views import InvalidQueryWarning
@@ -90,7 +90,8 @@ def test_it_runs_and_does_what_it_can(
 
 
 def test_nearly_every_attack_runs_on_gray_images() -> None:
-    adapters = registered().values()
-    obstacles = [a.obstacle(entry) for a in adapters if a.version is not None for entry in a.attacks]
+    obstacles = [a.obstacle(entry) for a in available().values() for entry in a.attacks]
+    if not obstacles:
+        pytest.skip("no toolkit is installed")
     share = torch.tensor([not obstacle for obstacle in obstacles]).float().mean()
     assert share >= 0.95, [obstacle for obstacle in obstacles if obstacle]
