@@ -122,7 +122,7 @@ def make_model() -> Callable[..., Any]:
 
 
 def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> nn.Module:
-    inference = InferenceBudget(candidates=40, steps=4, learning_rate=0.1)
+    inference = InferenceBudget(candidates=40, method="adam", steps=4, learning_rate=0.1)
     abs_inference = InferenceBudget(
         candidates=40, drop_least_likely=0.1, encoder_proposal=False, steps=4, learning_rate=0.1, radius=5.0
     )
@@ -195,6 +195,12 @@ class LinearDecoders(nn.Module):
         pixels = torch.einsum("knd,bkd->bkn", self.matrices, z) + self.offsets
         return pixels.unflatten(2, self.image_shape)
 
+    def for_inference(self) -> "LinearDecoders":
+        return self
+
+    def select(self, classes: Tensor) -> "LinearDecoders":
+        return LinearDecoders(self.matrices.data[classes], self.offsets.data[classes], self.image_shape)
+
 
 @dataclass(frozen=True)
 class LinearGaussian:
@@ -213,7 +219,7 @@ class LinearGaussian:
     def objective(self) -> LatentObjective:
         matrices = self.decoders.matrices
         return LatentObjective(
-            decoders=self.decoders,  # type: ignore[arg-type]
+            decoders=self.decoders,
             prior=KLPrior(),
             beta=self.beta,
             num_classes=len(matrices),
@@ -223,6 +229,9 @@ class LinearGaussian:
 
     def search(self, x: Tensor) -> Posterior:
         return Codebook(self.objective, self.budget, like=x).search(x)[0]
+
+    def remember(self, posterior: Posterior) -> None:
+        pass
 
     @property
     def gram(self) -> Tensor:

@@ -16,7 +16,7 @@ from genrobust.inference import (
     KLPrior,
     LatentObjective,
     Posterior,
-    refine,
+    refine_with_adam,
 )
 from genrobust.likelihood import gaussian_log_normalizer
 from genrobust.nets import DecoderBank, DiscriminatorBank
@@ -34,15 +34,15 @@ def start_of(oracle: Any, x: Tensor, scale: float = 1.0) -> Posterior:
 
 def run_refine(oracle: Any, x: Tensor, start: Posterior, *, steps: int, **budget: Any) -> Posterior:
     noise = FixedNoise(0).stream()
-    return refine(oracle.objective, x, start, noise, budget=InferenceBudget(**budget), steps=steps)
+    return refine_with_adam(oracle.objective, x, start, noise, budget=InferenceBudget(steps=steps, **budget))
 
 
 def refine_fully(oracle: Any, x: Tensor) -> Posterior:
     """Lowers the rate until the noise of one draw per step no longer matters."""
     found = start_of(oracle, x)
     for seed, (steps, rate) in enumerate(((100, 0.1), (300, 0.02), (2000, 0.002))):
-        noise, budget = FixedNoise(seed).stream(), InferenceBudget(learning_rate=rate)
-        found = refine(oracle.objective, x, found, noise, budget=budget, steps=steps)
+        noise, budget = FixedNoise(seed).stream(), InferenceBudget(learning_rate=rate, steps=steps)
+        found = refine_with_adam(oracle.objective, x, found, noise, budget=budget)
     return found
 
 
@@ -232,7 +232,7 @@ def tiny_objective(
 def brute_force(objective: LatentObjective, codebook: Codebook, x: Tensor) -> Tensor:
     """Every candidate's objective for every image and class, one candidate at a time, shape (C, B, K)."""
     losses = []
-    for mean, noise in zip(codebook.means, codebook._noise, strict=True):
+    for mean, noise in zip(codebook.means, codebook.noise, strict=True):
         shape = (len(x), objective.num_classes, -1)
         z = mean + noise if objective.variational else mean
         images = objective.decoders(z.expand(shape))
@@ -295,7 +295,9 @@ def test_the_search_in_single_precision(max_bytes: int, architectures: dict[str,
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_cached_codebook_of_several_tiles_decodes_once(architectures: dict[str, Architecture]) -> None:
+def test_a_cached_codebook_of_several_tiles_decodes_nothing_when_searched(
+    architectures: dict[str, Architecture],
+) -> None:
     objective = tiny_objective(architectures["eabs"], variational=False, adversarial=False)
     x = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(1)).double()
     sizes: list[int] = []
@@ -303,9 +305,9 @@ def test_a_cached_codebook_of_several_tiles_decodes_once(architectures: dict[str
         budget = InferenceBudget(candidates=90, encoder_proposal=False, max_bytes=CACHED_BYTES // 2)
         codebook = Codebook(objective, budget, like=x)
         assert len(sizes) > 1
-        assert sum(sizes) == 90
+        sizes.clear()
         codebook.search(x)
-        assert sum(sizes) == 90
+        assert not sizes
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 90), (0.1, 81), (0.25, 68), (0.999, 1)])

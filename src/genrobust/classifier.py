@@ -33,12 +33,15 @@ class Prediction:
         probabilities: p(y | x), shape (B, K).
         rejected: True where the classifier refuses to decide, shape (B,).
         scores: The class scores (generative: nats; otherwise the logits), shape (B, K).
+        refined: False where a score is a looser bound because its class was not refined, shape (B, K); None
+            where all were.
     """
 
     labels: Int[Tensor, " batch"]
     probabilities: Float[Tensor, "batch classes"]
     rejected: Bool[Tensor, " batch"]
     scores: Float[Tensor, "batch classes"]
+    refined: Bool[Tensor, "batch classes"] | None = None
 
 
 def check_images(
