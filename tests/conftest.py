@@ -122,7 +122,7 @@ def make_model() -> Callable[..., Any]:
 
 
 def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> nn.Module:
-    inference = InferenceBudget(candidates=40, method="adam", steps=4, learning_rate=0.1)
+    inference = InferenceBudget(candidates=40, steps=4, learning_rate=0.1)
     abs_inference = InferenceBudget(
         candidates=40, drop_least_likely=0.1, encoder_proposal=False, steps=4, learning_rate=0.1, radius=5.0
     )

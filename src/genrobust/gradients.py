@@ -291,7 +291,7 @@ def _refined_rows(objective: LatentObjective, budget: InferenceBudget, *, like: 
     Adam keeps the activations of all of them. BFGS bounds its own, and gains from many: problems end one by
     one, and the last of few images are too little work.
     """
-    if budget.method == "adam":
+    if budget.refines_with(variational=objective.variational) == "adam":
         return objective.rows_per_chunk(budget.max_bytes, like=like)
     unknowns = objective.latent_dim * (2 if objective.variational else 1)
     values = 4 * math.prod(objective.decoders.image_shape) + 8 * unknowns**2

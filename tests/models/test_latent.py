@@ -40,8 +40,21 @@ def test_as_many_leaders_as_classes_are_all(make_model: Make, images: Make) -> N
     "settings", [{"refined_classes": 0}, {"refined_classes": 2, "method": "adam"}], ids=["none", "adam"]
 )
 def test_impossible_pruning(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="`refined_classes` of at least 1, and with `method` 'bfgs'"):
+    with pytest.raises(ValueError, match="`refined_classes` of at least 1, and no `method` 'adam'"):
         InferenceBudget(**settings)
+
+
+def test_pruning_needs_bfgs(make_model: Make) -> None:
+    model = make_model("eabs")
+    assert model.with_inference(refined_classes=2, method="bfgs").budget.refined_classes == 2
+    with pytest.raises(ValueError, match="`method` 'bfgs' with `refined_classes`, but got 'adam'"):
+        model.with_inference(refined_classes=2)
+
+
+def test_the_method_follows_what_is_optimised() -> None:
+    assert InferenceBudget().refines_with(variational=False) == "bfgs"
+    assert InferenceBudget().refines_with(variational=True) == "adam"
+    assert InferenceBudget(method="bfgs").refines_with(variational=True) == "bfgs"
 
 
 # Warm starts.

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 __all__ = ["InferenceBudget"]
 
-Method = Literal["bfgs", "adam"]
+Method = Literal["auto", "bfgs", "adam"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,9 @@ class InferenceBudget:
         candidates: Random latents searched per class (E-ABS section 3.3: 8000); 0 uses the encoder alone.
         drop_least_likely: Share of the candidates that is dropped for being least likely under the prior.
         encoder_proposal: Whether the encoder's output is a candidate too (E-ABS section 3.3).
-        method: How candidates are refined: `"bfgs"` (ends when converged) or `"adam"` (the papers').
+        method: Of the refinement: `"bfgs"` (ends when converged) or `"adam"` (the papers'). `"auto"` is
+            BFGS where the mean alone is optimised, and Adam where the variance is too: there, fresh noise at
+            every step is cheaper than a mean over enough common draws.
         steps: Steps of the refinement: Adam takes all of them, BFGS at most so many.
         learning_rate: Of Adam's steps (ABS: 0.05; E-ABS does not give its own).
         refined_classes: How many classes BFGS refines, those that lead after the search; None is all of them.
@@ -34,7 +36,7 @@ class InferenceBudget:
     candidates: int = 8000
     drop_least_likely: float = 0.0
     encoder_proposal: bool = True
-    method: Method = "bfgs"
+    method: Method = "auto"
     steps: int = 50
     learning_rate: float = 0.05
     tolerance: float = 0.005
@@ -68,10 +70,16 @@ class InferenceBudget:
                 "Expected `tolerance` above 0 and `expectation_draws` of at least 1, "
                 f"but got {self.tolerance} and {self.expectation_draws}"
             )
-        if self.refined_classes is not None and (self.refined_classes < 1 or self.method != "bfgs"):
+        if self.refined_classes is not None and (self.refined_classes < 1 or self.method == "adam"):
             raise ValueError(
-                "Expected `refined_classes` of at least 1, and with `method` 'bfgs', "
+                "Expected `refined_classes` of at least 1, and no `method` 'adam' with it, "
                 f"but got {self.refined_classes} with {self.method!r}"
             )
         if self.radius is not None and not self.radius > 0:
             raise ValueError(f"Expected `radius` above 0, but got {self.radius}")
+
+    def refines_with(self, *, variational: bool) -> Literal["bfgs", "adam"]:
+        """Give the method that is used where the variance is optimised, or is not."""
+        if self.method == "auto":
+            return "adam" if variational else "bfgs"
+        return self.method

@@ -47,7 +47,7 @@ class Codebook:
         self._half = budget.max_bytes // 2
         self._pixels = math.prod(objective.decoders.image_shape)
         self._row_bytes = objective.num_classes * like.element_size()
-        self._tile = min(1024, max(1, budget.max_bytes // (16 * self._pixels * self._row_bytes)))
+        self._tile = min(256, max(1, budget.max_bytes // (16 * self._pixels * self._row_bytes)))
         self._chunk = objective.rows_per_chunk(budget.max_bytes // 4, like=like)
         self.codes: Tensor | None = None
 

@@ -45,11 +45,14 @@ class Curvature:
         generator = torch.Generator().manual_seed(0)
         anchors = torch.randn(ANCHORS, latent_dim, generator=generator).to(latents)
         steps = torch.cat([anchors.new_zeros(1, latent_dim), STEP * torch.eye(latent_dim).to(latents)])
-        points = (anchors[:, None] + steps).flatten(0, 1)[:, None].expand(-1, classes, -1)
-        decoded = torch.cat([decoders(part).flatten(2) for part in points.split(rows)])
-        decoded = decoded.unflatten(0, (ANCHORS, latent_dim + 1)).permute(2, 0, 1, 3)
-        columns = (decoded[:, :, 1:] - decoded[:, :, :1]) / STEP
-        return cls(anchors, 2 * columns @ columns.mT)
+        matrices = []
+        for group in anchors.split(max(1, rows // (latent_dim + 1))):
+            points = (group[:, None] + steps).flatten(0, 1)[:, None].expand(-1, classes, -1)
+            decoded = torch.cat([decoders(part).flatten(2) for part in points.split(rows)])
+            decoded = decoded.unflatten(0, (len(group), latent_dim + 1)).permute(2, 0, 1, 3)
+            columns = (decoded[:, :, 1:] - decoded[:, :, :1]) / STEP
+            matrices.append(2 * columns @ columns.mT)
+        return cls(anchors, torch.cat(matrices, 1))
 
     def at(
         self, means: Float[Tensor, "problems latent"], classes: Int[Tensor, " problems"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..randomness import NoiseStream
 from .adam import refine_with_adam
 from .bfgs import refine_with_bfgs
-from .budget import InferenceBudget, Method
+from .budget import InferenceBudget
 from .objective import LatentObjective, Posterior
 
 __all__ = ["Refinement", "refine"]
@@ -30,7 +30,7 @@ class Refinement(Protocol):
         ...
 
 
-_REFINEMENTS: dict[Method, Refinement] = {"adam": refine_with_adam, "bfgs": refine_with_bfgs}
+_REFINEMENTS: dict[str, Refinement] = {"adam": refine_with_adam, "bfgs": refine_with_bfgs}
 
 
 def refine(
@@ -42,4 +42,5 @@ def refine(
     budget: InferenceBudget,
 ) -> Posterior:
     """Refine by `budget.method`."""
-    return _REFINEMENTS[budget.method](objective, x, start, noise, budget=budget)
+    method = budget.refines_with(variational=objective.variational)
+    return _REFINEMENTS[method](objective, x, start, noise, budget=budget)

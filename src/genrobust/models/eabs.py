@@ -9,7 +9,7 @@ from .latent import LatentClassifier
 
 __all__ = ["EABS", "EABSConfig"]
 
-PUBLISHED_BUDGET = InferenceBudget(method="adam", steps=50, learning_rate=0.1)
+PUBLISHED_BUDGET = InferenceBudget(steps=50, learning_rate=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)

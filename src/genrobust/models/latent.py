@@ -246,7 +246,11 @@ class LatentClassifier(GenerativeClassifier):
         known = {field.name for field in fields(InferenceBudget)}
         if unknown := sorted(budget.keys() - known):
             raise ValueError(f"Expected fields of InferenceBudget, {sorted(known)}, but got {unknown}")
-        return self._variant(budget=replace(self.budget, **{"warm_start": False, **budget}))
+        changed = replace(self.budget, **{"warm_start": False, **budget})
+        method = changed.refines_with(variational=self.variational)
+        if changed.refined_classes is not None and method == "adam":
+            raise ValueError("Expected `method` 'bfgs' with `refined_classes`, but got 'adam'")
+        return self._variant(budget=changed)
 
     def with_gradient(self, gradient: str | SurrogateGradient) -> Self:
         """Give a variant that shares the weights and hands attackers another surrogate gradient.
