@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from genrobust.benchmarks.speed.reference import PlainInference
 
 Make = Callable[..., Any]
