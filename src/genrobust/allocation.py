@@ -1,6 +1,7 @@
 """Memory that the process keeps: giving it back and asking again costs more than inference itself."""
 
 import ctypes
+import sys
 
 __all__ = ["keep_freed_memory"]
 
@@ -8,8 +9,11 @@ __all__ = ["keep_freed_memory"]
 def keep_freed_memory() -> None:
     """Have glibc keep freed buffers for the next ones; does nothing where there is no glibc.
 
-    For programs, not for a library: it holds for the whole process.
+    Inference frees and takes back large buffers at every step. For programs, not for a library: it holds for
+    the whole process.
     """
+    if not sys.platform.startswith("linux"):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3
