@@ -39,7 +39,7 @@ def run_refine(oracle: Any, x: Tensor, start: Posterior, *, steps: int, **budget
 
 
 def refine_fully(oracle: Any, x: Tensor) -> Posterior:
-    """Lowers the rate, and takes the mean of 32 runs, each with its own noise, until noise no longer matters."""
+    """Lowers the rate, and takes the mean of many runs with their own noise, until noise hardly matters."""
     start, runs = start_of(oracle, x), 32
     found = Posterior(*(part.repeat(runs, 1, 1) for part in start.parameters))
     noise = FreshNoise(torch.Generator().manual_seed(0)).stream()

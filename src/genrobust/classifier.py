@@ -33,8 +33,9 @@ class Prediction:
         probabilities: p(y | x), shape (B, K).
         rejected: True where the classifier refuses to decide, shape (B,).
         scores: The class scores (generative: nats; otherwise the logits), shape (B, K).
-        refined: False where a score is a looser bound because its class was not refined, shape (B, K); None
-            where all were.
+        refined: False where a score is a looser bound because its class was left out of the refinement
+            (`InferenceBudget.refined_classes`), shape (B, K); None if no class was. The negative score is an
+            upper bound on the class's loss either way.
     """
 
     labels: Int[Tensor, " batch"]
@@ -209,7 +210,13 @@ class GenerativeClassifier(Classifier):
             probabilities=self.probabilities(scores),
             rejected=logits.argmax(1) >= self.num_classes,
             scores=scores,
+            refined=self.refined_at_last_call if len(x) else None,
         )
+
+    @property
+    def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
+        """Where the last call's scores are as tight as the budget allows; None means everywhere."""
+        return None
 
     @abstractmethod
     def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .classifier import GenerativeClassifier
@@ -239,6 +239,12 @@ class Expectation(GenerativeClassifier):
         x = self.check(x)
         draws = self.model.class_scores(x.repeat(self.samples, 1, 1, 1))
         return log_mean_exp(draws.unflatten(0, (self.samples, -1)))
+
+    @property
+    def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
+        """False where a draw of the last call left a class out of the refinement; None if none did."""
+        refined = self.model.refined_at_last_call
+        return None if refined is None else refined.unflatten(0, (self.samples, -1)).all(0)
 
     def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
         """Turn class scores into logits as the model does."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from genrobust import InferenceBudget
+from genrobust import InferenceBudget, expectation
 
 Make = Callable[..., Any]
 
@@ -28,6 +28,38 @@ def test_scores_of_classes_left_out_are_looser_bounds(make_model: Make, images: 
     assert (pruned.scores[~pruned.refined] <= every.scores[~pruned.refined] + 1e-9).all()
     leading = searched.topk(2, dim=1).indices.sort(1).values
     assert torch.equal(pruned.refined.nonzero()[:, 1].reshape(20, 2), leading)
+
+
+def test_the_default_refines_every_class(make_model: Make, images: Make) -> None:
+    model = make_model("abs", dtype=torch.float64)
+    assert InferenceBudget().refined_classes is None
+    x = images(model, 5)
+    assert model.search(x).leading is None
+    assert model.predict(x).refined is None
+
+
+def test_marks_are_of_the_scores_beside_them(make_model: Make, images: Make) -> None:
+    """A warm start finds other leaders at the next search than at the one that was refined."""
+    model = make_model("abs", dtype=torch.float64).with_inference(candidates=3, steps=2)
+    pruned = model.with_inference(refined_classes=1, warm_start=True)
+    x = images(model, 30)
+    for call in range(4):
+        before = pruned.with_inference(refined_classes=1) if call == 0 else None
+        prediction = pruned.predict(x)
+        assert prediction.refined.sum(1).tolist() == [1] * 30
+        if before is not None:
+            assert torch.equal(prediction.refined, before.search(x).leading)
+    assert pruned.predict(x[:0]).refined is None
+    assert pruned.with_gradient("unrolled").predict(x).refined is None  # it refines every class, by Adam
+
+
+def test_marks_of_an_expectation(make_model: Make, images: Make) -> None:
+    model = make_model("eabs", dtype=torch.float64).with_inference(method="bfgs", refined_classes=2)
+    x = images(model, 6)
+    marks = expectation(model, 3).predict(x).refined
+    draws = model.with_randomness("fresh").predict(x.repeat(3, 1, 1, 1)).refined
+    assert torch.equal(marks, draws.unflatten(0, (3, 6)).all(0))
+    assert expectation(make_model("eabs", dtype=torch.float64), 3).predict(x).refined is None
 
 
 def test_as_many_leaders_as_classes_are_all(make_model: Make, images: Make) -> None:
@@ -124,11 +156,54 @@ def test_a_saved_codebook_needs_no_decoding(
     assert torch.equal(other(x), expected)
 
 
-@pytest.mark.parametrize("change", ["weights", "budget"])
+def test_a_loaded_codebook_ends_with_the_weights_it_is_of(
+    make_model: Make, images: Make, tmp_path: Path
+) -> None:
+    model, other = make_model("abs"), make_model("abs", seed=1)
+    x, path = images(model, 3), tmp_path / "codebook.safetensors"
+    model.save_codebook(path)
+    model.load_codebook(path)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model.search(x).mean, other.search(x).mean)
+    with pytest.raises(ValueError, match="a codebook of these weights and this budget"):
+        model.load_codebook(path)
+
+
+def test_a_saved_codebook_is_the_same_twice(make_model: Make, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    make_model("abs").save_codebook(first)
+    make_model("abs").save_codebook(second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["abs", "eabs"])
+def test_a_search_in_bfloat16_finds_candidates_as_good(
+    name: str, make_model: Make, images: Make, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"candidates": 2000, "encoder_proposal": False, "steps": 0}
+    model = make_model(name).with_inference(**settings)
+    halved = model.with_inference(bfloat16_search=True)
+    x = images(model, 20)
+    (_, least), (found, loss) = (m._codebook(x).search(x) for m in (model, halved))
+    assert halved._codebook(x).codes.dtype == torch.bfloat16
+    torch.testing.assert_close(loss, least, rtol=0.01, atol=0.01)
+    halved.save_codebook(tmp_path / "codebook")
+    restored = make_model(name).with_inference(**settings, bfloat16_search=True)
+    restored.load_codebook(tmp_path / "codebook")
+    assert torch.equal(restored.search(x).mean, found.mean)
+    with pytest.raises(ValueError, match="a codebook of these weights and this budget"):
+        model.load_codebook(tmp_path / "codebook")
+
+
+@pytest.mark.parametrize("change", ["weights", "budget", "beta"])
 def test_a_codebook_of_others_is_refused(change: str, make_model: Make, tmp_path: Path) -> None:
     model, path = make_model("abs"), tmp_path / "codebook.safetensors"
     model.save_codebook(path)
-    other = make_model("abs", seed=1) if change == "weights" else model.with_inference(seed=5)
+    other = {
+        "weights": make_model("abs", seed=1),
+        "budget": model.with_inference(seed=5),
+        "beta": make_model("abs", beta=2.0),
+    }[change]
     with pytest.raises(ValueError, match="a codebook of these weights and this budget"):
         other.load_codebook(path)
 

@@ -21,14 +21,17 @@ class InferenceBudget:
             every step is cheaper than a mean over enough common draws.
         steps: Steps of the refinement: Adam takes all of them, BFGS at most so many.
         learning_rate: Of Adam's steps (ABS: 0.05; E-ABS does not give its own).
-        refined_classes: How many classes BFGS refines, those that lead after the search; None is all of them.
-            An approximation: nothing short of refinement bounds an objective from below, but by 0. The scores
-            of the other classes stay bounds, only looser.
+        refined_classes: How many classes BFGS refines, those that lead after the search; None is all of them,
+            which alone is exact: nothing short of refinement bounds an objective from below, but by 0, and 0
+            rules no class out. The scores of the other classes stay bounds, only looser, and
+            `Prediction.refined` marks them.
         warm_start: Whether the latents of the last call are candidates too, if it had as many images: for
             attacks, whose images hardly move. Verdicts are to be made without.
         tolerance: BFGS ends where its quadratic model promises to gain less than this many nats.
         expectation_draws: Common random draws whose mean BFGS minimises, in models that optimise a variance.
         radius: Latent means are kept within this distance of the origin, if given.
+        bfloat16_search: Whether candidates are compared in bfloat16, half the memory traffic; the best are
+            scored again exactly. Faster where the processor multiplies bfloat16, much slower elsewhere.
         seed: Of the candidates.
         max_bytes: Bound on the memory of the codebook, and of the activations of one chunk.
     """
@@ -44,6 +47,7 @@ class InferenceBudget:
     refined_classes: int | None = None
     warm_start: bool = False
     radius: float | None = None
+    bfloat16_search: bool = False
     seed: int = 0
     max_bytes: int = 2**30
 

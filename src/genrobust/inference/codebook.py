@@ -29,7 +29,7 @@ class Codebook:
     With c the mean decoded image, ||x - g||^2 = ||x - c||^2 - 2 (x - c).(g - c) + ||g - c||^2. The product is
     taken in the 64 principal components of the decoded images, and the best candidates are scored again with
     the images themselves, as long as these fit half of `max_bytes`. Where not even the components do, all
-    candidates are decoded anew at every search.
+    candidates are decoded anew at every search, in the model's own precision.
     """
 
     def __init__(self, objective: LatentObjective, budget: InferenceBudget, *, like: Tensor) -> None:
@@ -49,6 +49,7 @@ class Codebook:
         self._row_bytes = objective.num_classes * like.element_size()
         self._tile = min(256, max(1, budget.max_bytes // (16 * self._pixels * self._row_bytes)))
         self._chunk = objective.rows_per_chunk(budget.max_bytes // 4, like=like)
+        self._codes_dtype = torch.bfloat16 if budget.bfloat16_search else like.dtype
         self.codes: Tensor | None = None
 
     def _fits(self, *, decoded: bool = False) -> bool:
@@ -73,8 +74,7 @@ class Codebook:
         self, pixels: Float[Tensor, "batch pixels"], codes: Float[Tensor, "classes candidates components"]
     ) -> tuple[Int[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         centred = pixels - self.centre
-        projected = (centred @ self.basis).expand(len(codes), -1, -1)
-        scores = torch.baddbmm(self.offsets[:, None], projected, codes.mT, alpha=-2)  # (K, B, M)
+        scores = self._scores(centred @ self.basis, codes)
         constant = centred.square().sum(1, keepdim=True)
         if self.decoded is None:
             best, index = scores.min(2)
@@ -84,6 +84,16 @@ class Codebook:
         members = groups.gather(2, chosen[..., None].expand(-1, -1, -1, GROUP))
         index = (GROUP * chosen + members.argmin(3)).transpose(0, 1)  # (B, K, 8)
         return self._rescore(centred, index, self.decoded)
+
+    def _scores(
+        self,
+        projected: Float[Tensor, "batch components"],
+        codes: Float[Tensor, "classes candidates components"],
+    ) -> Float[Tensor, "classes batch candidates"]:
+        queries, offsets = projected.to(codes.dtype).expand(len(codes), -1, -1), self.offsets[:, None]
+        if codes.dtype == offsets.dtype:
+            return torch.baddbmm(offsets, queries, codes.mT, alpha=-2)
+        return torch.add(offsets, queries @ codes.mT, alpha=-2)
 
     def _rescore(
         self,
@@ -122,7 +132,7 @@ class Codebook:
         self.basis = _principal_components(sample - self.centre)
         classes, count = self.objective.num_classes, len(self.means)
         padded = GROUP * math.ceil(count / GROUP)
-        codes = self.means.new_zeros(classes, padded, self.basis.shape[1])
+        codes = self.means.new_zeros(classes, padded, self.basis.shape[1], dtype=self._codes_dtype)
         self.offsets = self.means.new_full((classes, padded), torch.inf)
         decoded = self.means.new_empty(classes, count, self._pixels) if self._fits(decoded=True) else None
         for rows in self._rows():
@@ -171,7 +181,8 @@ class Codebook:
         codebook._prepare(objective, budget, like=like)
         codebook.decoded = None
         for name, values in state.items():
-            setattr(codebook, name, values.to(device=like.device, dtype=like.dtype))
+            dtype = codebook._codes_dtype if name == "codes" else like.dtype
+            setattr(codebook, name, values.to(device=like.device, dtype=dtype))
         return codebook
 
 

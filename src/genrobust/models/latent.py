@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..classifier import GenerativeClassifier, Prediction
+from ..classifier import GenerativeClassifier
 from ..gradients import Envelope, SurrogateGradient, surrogate_gradient
 from ..inference import Codebook, DiscriminatorPrior, InferenceBudget, KLPrior, LatentObjective, Posterior
 from ..inference.codebook_files import fingerprint, read_codebook, write_codebook
@@ -75,6 +75,7 @@ class LatentClassifier(GenerativeClassifier):
         self._log_constant = gaussian_log_normalizer(math.prod(arch.input_shape)) - math.log(num_classes)
         self._derived = _Derived()
         self._remembered: Posterior | None = None
+        self._refined: Tensor | None = None
         self.set_parts_training(False)
 
     def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
@@ -122,7 +123,8 @@ class LatentClassifier(GenerativeClassifier):
         return Posterior.concatenate(parts)
 
     def remember(self, posterior: Posterior) -> None:
-        """Keep where refinement ended, if the budget asks for a warm start."""
+        """Keep which classes were refined and, if the budget asks for a warm start, where that ended."""
+        self._refined = posterior.leading
         if self.budget.warm_start:
             self._remembered = Posterior(posterior.mean, posterior.log_variance)
 
@@ -161,13 +163,10 @@ class LatentClassifier(GenerativeClassifier):
         leaders = loss.topk(count, dim=1, largest=False).indices
         return torch.zeros_like(loss, dtype=torch.bool).scatter(1, leaders, True)
 
-    @torch.no_grad()
-    def predict(self, x: Tensor) -> Prediction:
-        """Decide; where `refined_classes` leaves classes out, mark those whose scores are loose bounds."""
-        prediction = super().predict(x)
-        if self.budget.refined_classes is None or not len(x):
-            return prediction
-        return replace(prediction, refined=self.search(self.check(x)).leading)
+    @property
+    def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
+        """False where `refined_classes` left a class out of the last call; None where it left out none."""
+        return self._refined
 
     def _proposal(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
         images = x[:, None].expand(-1, self.encoders.encoders, -1, -1, -1)
@@ -220,7 +219,7 @@ class LatentClassifier(GenerativeClassifier):
         self._derived.codebooks[_codebook_key(self.budget)] = codebook
 
     def _fingerprint(self) -> str:
-        return fingerprint(self._weights(), _codebook_key(self.budget))
+        return fingerprint(self._weights(), (*_codebook_key(self.budget), self.beta, self.variational))
 
     def _weights(self) -> list[Tensor]:
         """Give what codebooks and fused decoders are computed from."""
@@ -264,7 +263,7 @@ class LatentClassifier(GenerativeClassifier):
         return super()._variant(_derived=self._derived, **attributes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_derived": _Derived(), "_remembered": None}
+        return {**self.__dict__, "_derived": _Derived(), "_remembered": None, "_refined": None}
 
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:
@@ -338,7 +337,8 @@ class _Derived:
 
 
 def _codebook_key(budget: InferenceBudget) -> tuple[object, ...]:
-    return budget.candidates, budget.drop_least_likely, budget.radius, budget.seed, budget.max_bytes
+    names = ("candidates", "drop_least_likely", "radius", "seed", "max_bytes", "bfloat16_search")
+    return tuple(getattr(budget, name) for name in names)
 
 
 def _same(kept: list[Tensor], parts: list[Tensor]) -> bool:
