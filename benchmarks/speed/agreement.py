@@ -1,117 +1,107 @@
-"""Compare decisions with those of the published schedule: `python -m genrobust.benchmarks.speed.agreement`.
+"""Compare inference with the published schedule: `python -m genrobust.benchmarks.speed.agreement STUDY`.
 
-On clean images, on images with Gaussian noise, and on adversarial examples crafted against either of them.
+decisions: of both on clean images, and their winning objectives. attacks: of both on examples crafted against
+each, and robust accuracies. expected: objectives on fresh draws, clean, under noise and under attack. slopes:
+finite differences over the envelope gradient, at the optimum of BFGS and at Adam's. warm-start: what it
+changes in the success of an attack. A study whose --json file is there already goes on where that ends.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from ...allocation import keep_freed_memory
 from ...data import load_dataset
 from ...models.latent import LatentClassifier
 from ...storage import write_json
-from ...zoo import load_model
+from ...zoo import load_model, read_model
+from .partial import run_in_batches
+from .studies import STUDIES, Paths
 
-__all__ = ["compare", "main", "projected_gradient_descent"]
-
-GAUSSIAN = 0.3
-EPSILON = 1.5
-BATCH = 100
+__all__ = ["main"]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Compare the two, print and write what was found."""
-    parser = argparse.ArgumentParser(
-        prog="python -m genrobust.benchmarks.speed.agreement", description=__doc__
-    )
-    parser.add_argument("--model", default="abs")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--images", type=int, default=10_000, help="clean and noisy")
-    parser.add_argument("--attacked", type=int, default=500, help="of them")
-    parser.add_argument("--attack-steps", type=int, default=40)
-    parser.add_argument(
-        "--attack-budget", default="", help="such as candidates=1000,steps=10: while attacking"
-    )
-    parser.add_argument("--warm-start", action="store_true", help="attack also with warm starts")
-    parser.add_argument("--method", default="bfgs", help="what is compared with adam")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    keep_freed_memory()
-    model = load_model(options.model, dataset=options.dataset)
-    assert isinstance(model, LatentClassifier)  # noqa: S101
-    fast, slow = model.with_inference(method=options.method), model.with_inference(method="adam")
-    x, y = load_dataset(options.dataset, "test", root=options.data_root).batch(torch.arange(options.images))
-    generator = torch.Generator().manual_seed(0)
-    noisy = (x + GAUSSIAN * torch.randn(x.shape, generator=generator)).clamp(0, 1)
-    results = {"clean": compare(fast, slow, x, y), f"gaussian {GAUSSIAN}": compare(fast, slow, noisy, y)}
-    changes: dict[str, Any] = {
-        name: int(value)
-        for name, value in (part.split("=") for part in options.attack_budget.split(",") if part)
-    }
-    attackers = {"fast": fast.with_inference(**changes), "slow": slow.with_inference(**changes)}
-    if options.warm_start:
-        attackers["fast, warm"] = fast.with_inference(**changes, warm_start=True)
-    attacked, labels = x[: options.attacked], y[: options.attacked]
-    for name, attacker in attackers.items():
-        parts = zip(attacked.split(BATCH), labels.split(BATCH), strict=True)
-        found = [projected_gradient_descent(attacker, *part, steps=options.attack_steps) for part in parts]
-        results[f"attacked: {name}"] = compare(fast, slow, torch.cat(found), labels)
-    for name, row in results.items():
-        sys.stdout.write(f"{name}: {', '.join(f'{key} {value:.4f}' for key, value in row.items())}\n")
-    if options.json:
-        write_json(options.json, results)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one study, print its summary, and write it beside its rows.
 
-
-@torch.no_grad()
-def compare(
-    fast: LatentClassifier,
-    slow: LatentClassifier,
-    x: Float[Tensor, "batch channels height width"],
-    y: Int[Tensor, " batch"],
-) -> dict[str, float]:
-    """Give the agreement of decisions, both accuracies, and the differences of the objectives in nats."""
-    ours, theirs = (torch.cat([m.class_scores(part) for part in x.split(BATCH)]) for m in (fast, slow))
-    return {
-        "images": float(len(x)),
-        "same decision": float((ours.argmax(1) == theirs.argmax(1)).float().mean()),
-        "accuracy fast": float((ours.argmax(1) == y).float().mean()),
-        "accuracy slow": float((theirs.argmax(1) == y).float().mean()),
-        "winning objective difference": float((theirs.amax(1) - ours.amax(1)).mean()),
-        "objective difference": float((theirs - ours).mean()),
-    }
-
-
-def projected_gradient_descent(
-    model: LatentClassifier,
-    x: Float[Tensor, "batch channels height width"],
-    y: Int[Tensor, " batch"],
-    *,
-    steps: int,
-    epsilon: float = EPSILON,
-) -> Float[Tensor, "batch channels height width"]:
-    """Maximise the margin of the best other class within an L2 ball (Madry et al. 2018), from the image.
-
-    Gives the first example that is misclassified, and the last iterate where none is.
+    Raises:
+        ValueError: If the model optimises no latents, or the file holds rows of other settings.
     """
-    own = torch.nn.functional.one_hot(y, model.num_classes).bool()
-    adversarial, best = x.clone(), x.clone()
-    found = torch.zeros_like(y, dtype=torch.bool)
-    for _ in range(steps + 1):
-        leaf = adversarial.clone().requires_grad_()
-        scores = model.class_scores(leaf)
-        margin = scores.masked_fill(own, -torch.inf).amax(1) - scores[own]
-        [gradient] = torch.autograd.grad(margin.sum(), leaf)
-        best = torch.where(found[:, None, None, None], best, adversarial)
-        found |= margin.detach() > 0
-        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
-        moved = adversarial + 2.5 * epsilon / steps * gradient / length - x
-        distance = moved.flatten(1).norm(dim=1).clamp_min(epsilon)[:, None, None, None]
-        adversarial = (x + moved * (epsilon / distance)).clamp(0, 1)
-    return best
+    options = _parser().parse_args(arguments)
+    study = STUDIES[options.study]
+    name, count = options.model or study.model, options.images or study.images
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    x, y = load_dataset(options.dataset, "test", root=options.data_root).batch(torch.arange(count))
+    paths = Paths(
+        _model(name, options).to(options.device),
+        attack_steps=options.attack_steps,
+        attack_budget=_budget(options.attack_budget),
+        draws=options.draws,
+    )
+    settings = {
+        "study": options.study,
+        "model": name,
+        "dataset": options.dataset,
+        "method": options.method,
+        "budget": options.budget,
+        "attack_steps": options.attack_steps,
+        "attack_budget": options.attack_budget,
+        "draws": options.draws,
+    }
+    measure, path = partial(study.measure, paths), options.json
+    x, y = x.to(options.device), y.to(options.device)
+    columns = run_in_batches(measure, x, y, batch_size=options.batch_size, settings=settings, path=path)
+    summary = {"images": len(columns["label"]), **study.summarize(columns)}
+    sys.stdout.writelines(f"{key}: {value:.6g}\n" for key, value in summary.items())
+    if path is not None:
+        write_json(path, {"settings": settings, "summary": summary, "columns": columns})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m genrobust.benchmarks.speed.agreement",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = ", ".join(f"{study.images} for {name}" for name, study in STUDIES.items())
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--images", type=int, help=f"of the test set, from its start: {defaults}")
+    parser.add_argument("--batch-size", type=int, default=50, help="images at once, and between two saves")
+    parser.add_argument("--json", type=Path, help="rows and summary; it goes on where the file ends")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
+    parser.add_argument("--model", help="a shipped model, or a file; abs, and eabs for expected")
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--data-root", type=Path, help="folder of <dataset>.npz")
+    parser.add_argument("--method", default="auto", help="of the fast path: auto, bfgs or adam")
+    parser.add_argument("--budget", default="", help="of both paths, such as candidates=1000,steps=10")
+    parser.add_argument("--attack-steps", type=int, default=20, help="of projected gradient descent")
+    parser.add_argument("--attack-budget", default="", help="such as candidates=1000: while attacking")
+    parser.add_argument("--draws", type=int, default=32, help="of an expected objective")
+    return parser
+
+
+def _model(name: str, options: argparse.Namespace) -> LatentClassifier:
+    shipped = not name.endswith(".safetensors")
+    model = load_model(name, dataset=options.dataset) if shipped else read_model(name)
+    if not isinstance(model, LatentClassifier):
+        raise ValueError(f"Expected a model that optimises latents, but got {name!r}")
+    return model.with_inference(method=options.method, **_budget(options.budget))
+
+
+def _budget(text: str) -> dict[str, Any]:
+    """Read `candidates=1000,steps=10`."""
+    parts = [part.partition("=") for part in text.split(",") if part]
+    if wrong := [name for name, _, value in parts if not value.isdigit()]:
+        raise ValueError(f"Expected fields such as candidates=1000, but got no whole number for {wrong}")
+    return {name: int(value) for name, _, value in parts}
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...inference import DiscriminatorPrior
+from ...inference import DiscriminatorPrior, Posterior
 from ...models.latent import LatentClassifier
 from ...nets import DecoderBank
 
@@ -50,8 +50,19 @@ class PlainInference:
         return range(len(self.decoders))
 
     def losses(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give l_k(x) of every class after all steps."""
-        pixels, generator = x.flatten(1), torch.Generator().manual_seed(1)
+        """Give l_k(x) of every class after all steps; its gradient in `x` is that of constant latents."""
+        generator = torch.Generator().manual_seed(1)
+        posterior = self._refine(x.detach(), generator)
+        return self._evaluate(x.flatten(1), *posterior, generator, constant=True)
+
+    def posterior(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+        """Give the latents that the scores are of."""
+        mean, log_variance = self._refine(x, torch.Generator().manual_seed(1))
+        return Posterior(mean, log_variance if self.variational else None)
+
+    @torch.enable_grad()
+    def _refine(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pixels = x.flatten(1)
         found = [self._search(k, pixels) for k in self._classes]
         mean = torch.stack([start for start, _ in found], 1)
         log_variance = torch.zeros_like(mean)
@@ -69,8 +80,7 @@ class PlainInference:
                 with torch.no_grad():
                     norm = mean.norm(dim=2, keepdim=True)
                     mean.mul_(self.budget.radius / norm.clamp_min(self.budget.radius))
-        with torch.no_grad():
-            return self._evaluate(pixels, mean, log_variance, generator)
+        return mean.detach(), log_variance.detach()
 
     def _search(self, k: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -91,7 +101,13 @@ class PlainInference:
             )
 
     def _evaluate(
-        self, pixels: Tensor, mean: Tensor, log_variance: Tensor, generator: torch.Generator
+        self,
+        pixels: Tensor,
+        mean: Tensor,
+        log_variance: Tensor,
+        generator: torch.Generator,
+        *,
+        constant: bool = False,
     ) -> Float[Tensor, "batch classes"]:
         z = mean
         if self.variational:
@@ -99,8 +115,9 @@ class PlainInference:
             z = mean + (0.5 * log_variance).exp() * noise
         losses = []
         for k in self._classes:
-            image = self.decoders[k](z[:, k, :, None, None]).flatten(1)
-            prior = self._prior(k, mean[:, k], log_variance[:, k], z[:, k])
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+                image = self.decoders[k](z[:, k, :, None, None]).flatten(1)
+                prior = self._prior(k, mean[:, k], log_variance[:, k], z[:, k])
             losses.append((pixels - image).square().sum(1) + self.beta * prior)
         return torch.stack(losses, 1)
 
