@@ -7,7 +7,7 @@ import argparse
 import math
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from .measure import measure_against_reference, measure_peak, measure_scaling
 
 FULL = {"batches": (1, 10, 50, 200), "classes": (10, 43, 100), "candidates": (1000, 4000, 16000, 64000)}
 QUICK = {"batches": (1, 10), "classes": (10, 20), "candidates": (500, 1000)}
+Rows = list[dict[str, Any]]
 LEADERS = 2
 SCALING_BATCH = 10
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the measurements and print them; write them as JSON and as a figure on request."""
+    """Run the measurements and print them; write them, and their figure, on request."""
     parser = argparse.ArgumentParser(prog="python -m genrobust.benchmarks.speed", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--png", type=Path, help="write the figure to this file")
+    parser.add_argument("--json", type=Path, help="write the results here, and their figure beside it")
+    parser.add_argument("--png", type=Path, help="write the figure to this file in place of there")
     parser.add_argument("--quick", action="store_true", help="a tenth of the budget, to see that it runs")
     parser.add_argument("--models", nargs="+", default=["abs", "eabs"], help="abs, eabs or both")
     parser.add_argument("--repeats", type=int, default=3, help="batches whose median is taken")
@@ -41,10 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if options.json:
         write_json(options.json, results)
-    if options.png:
+    if picture := options.png or (options.json and options.json.with_suffix(".png")):
         from .figure import save_figure
 
-        save_figure(results, options.png)
+        save_figure(results, picture)
 
 
 def _measure(sizes: dict[str, Any], budget: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -61,20 +62,32 @@ def _measure(sizes: dict[str, Any], budget: dict[str, Any], options: argparse.Na
             row = _alone(measure_peak, name, budget, fast=fast, threads=options.threads)
             results["peak"].append(row)
             _show(f"{name} {'fast' if fast else 'plain'}: peak {row['peak_mib']:.0f} MiB")
+    for device in devices:
+        on_device = {**common, "device": device}
+        results["classes"] += _measure_classes(sizes["classes"], budget, on_device)
+        results["candidates"] += _measure_candidates(sizes["candidates"], budget, on_device)
+    return results
+
+
+def _measure_classes(sizes: Sequence[int], budget: dict[str, Any], common: dict[str, Any]) -> Rows:
+    results: Rows = []
     for label, changes in (("all", {}), ("leading", {"refined_classes": LEADERS})):
         rows = []
-        for classes in sizes["classes"]:
-            scaled = {**budget, **changes}
-            row = _alone(measure_scaling, classes, SCALING_BATCH, scaled, device="cpu", **common)
+        for classes in sizes:
+            row = _alone(measure_scaling, classes, SCALING_BATCH, {**budget, **changes}, **common)
             rows.append({**row, "refined": label})
-            _show_scaling(f"{classes:>3} classes, {label} refined", row)
-        _show(f"time in K, {label} refined: exponent {_exponent(rows):.2f}")
-        results["classes"] += rows
-    for candidates in sizes["candidates"]:
-        scaled = {**budget, "candidates": candidates}
-        row = _alone(measure_scaling, 10, SCALING_BATCH, scaled, device="cpu", **common)
-        results["candidates"].append({**row, "candidates": candidates})
-        _show_scaling(f"{candidates:>5} candidates", row)
+            _show_scaling(f"{row['device']} {classes:>3} classes, {label} refined", row)
+        _show(f"{common['device']} time in K, {label} refined: exponent {_exponent(rows):.2f}")
+        results += rows
+    return results
+
+
+def _measure_candidates(sizes: Sequence[int], budget: dict[str, Any], common: dict[str, Any]) -> Rows:
+    results: Rows = []
+    for candidates in sizes:
+        row = _alone(measure_scaling, 10, SCALING_BATCH, {**budget, "candidates": candidates}, **common)
+        results.append({**row, "candidates": candidates})
+        _show_scaling(f"{row['device']} {candidates:>5} candidates", row)
     return results
 
 
@@ -83,7 +96,7 @@ def _alone(function: Callable[..., dict[str, Any]], *arguments: object, **settin
         return pool.apply(function, arguments, settings)
 
 
-def _exponent(rows: list[dict[str, Any]]) -> float:
+def _exponent(rows: Rows) -> float:
     first, last = rows[0], rows[-1]
     return math.log(last["ms_per_image"] / first["ms_per_image"]) / math.log(
         last["classes"] / first["classes"]

@@ -80,7 +80,7 @@ def measure_scaling(
         "ms_per_image": 1e3 * statistics.median(seconds) / batch_size,
         "search_ms_per_image": 1e3 * statistics.median(search) / batch_size,
         "evaluations_per_problem": _evaluations(model, batches[-1]),
-        "peak_mib": _peak_mib(),
+        "peak_mib": _peak_mib() if device == "cpu" else torch.cuda.max_memory_allocated() / 2**20,
     }
 
 
