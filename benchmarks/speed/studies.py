@@ -146,7 +146,8 @@ def warm_start(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
     judge = fresh_variant(paths.fast, seed=FRESH_SEED, codebook_seed=2)
     for name, warm in (("cold", False), ("warm", True)):
         attacker = paths.fast.with_inference(**{**paths.attack_budget, "warm_start": warm})
-        attacker.search(x[:1])  # codebooks and curvature are not the attack's
+        with torch.no_grad():
+            attacker.class_scores(x[:1])  # codebooks and curvature are not the attack's
         started = time.perf_counter()
         images = paths.attack(attacker.class_scores, x, y)
         columns[f"{name}_seconds"] = [(time.perf_counter() - started) / len(x)] * len(x)
