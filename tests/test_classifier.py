@@ -328,9 +328,8 @@ def test_another_budget_changes_the_scores(make_model: Make, images: Make) -> No
 
 def test_impossible_variants(make_model: Make) -> None:
     model = make_model("eabs")
-    with pytest.raises(
-        ValueError, match=r"fields of InferenceBudget, \['candidates', .*, but got \['step'\]"
-    ):
+    message = r"fields of InferenceBudget, \['bfloat16_search', 'candidates', .*, but got \['step'\]"
+    with pytest.raises(ValueError, match=message):
         model.with_inference(step=3)
     with pytest.raises(ValueError, match="`candidates` and `steps` of at least 0"):
         model.with_inference(steps=-1)
