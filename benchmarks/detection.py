@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..adapters._foolbox import wrap_for_foolbox
+from ..allocation import keep_freed_memory
 from ..classifier import Classifier, GenerativeClassifier
 from ..data import load_dataset
 from ..randomness import isolated_rng
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of C&W, in each of its 5 searches")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     victim, guard = (_model(name, options.dataset) for name in (options.victim, options.guard))
     if not isinstance(guard, GenerativeClassifier):
         parser.error(f"Expected a generative classifier as guard, but got {type(guard).__name__}")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..allocation import keep_freed_memory
 from ..classifier import Classifier, GenerativeClassifier
 from ..data import load_dataset
 from ..models.baselines import BayesianMLP
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, help="importance samples of Deep Bayes, in place of 10")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     x, y = load_dataset(options.dataset, "test", root=options.data_root).batch(slice(options.images))
     results = {}
     for name in options.models:

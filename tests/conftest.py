@@ -195,6 +195,12 @@ class LinearDecoders(nn.Module):
         pixels = torch.einsum("knd,bkd->bkn", self.matrices, z) + self.offsets
         return pixels.unflatten(2, self.image_shape)
 
+    def for_inference(self) -> "LinearDecoders":
+        return self
+
+    def select(self, classes: Tensor) -> "LinearDecoders":
+        return LinearDecoders(self.matrices.data[classes], self.offsets.data[classes], self.image_shape)
+
 
 @dataclass(frozen=True)
 class LinearGaussian:
@@ -213,7 +219,7 @@ class LinearGaussian:
     def objective(self) -> LatentObjective:
         matrices = self.decoders.matrices
         return LatentObjective(
-            decoders=self.decoders,  # type: ignore[arg-type]
+            decoders=self.decoders,
             prior=KLPrior(),
             beta=self.beta,
             num_classes=len(matrices),
@@ -223,6 +229,9 @@ class LinearGaussian:
 
     def search(self, x: Tensor) -> Posterior:
         return Codebook(self.objective, self.budget, like=x).search(x)[0]
+
+    def remember(self, posterior: Posterior) -> None:
+        pass
 
     @property
     def gram(self) -> Tensor:

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genrobust import Architecture, InferenceBudget
+from genrobust.fused import FusedDecoderBank
 from genrobust.inference import (
     Codebook,
     DiscriminatorPrior,
     KLPrior,
     LatentObjective,
     Posterior,
-    refine,
+    refine_with_adam,
 )
 from genrobust.likelihood import gaussian_log_normalizer
 from genrobust.nets import DecoderBank, DiscriminatorBank
@@ -34,16 +35,18 @@ def start_of(oracle: Any, x: Tensor, scale: float = 1.0) -> Posterior:
 
 def run_refine(oracle: Any, x: Tensor, start: Posterior, *, steps: int, **budget: Any) -> Posterior:
     noise = FixedNoise(0).stream()
-    return refine(oracle.objective, x, start, noise, budget=InferenceBudget(**budget), steps=steps)
+    return refine_with_adam(oracle.objective, x, start, noise, budget=InferenceBudget(steps=steps, **budget))
 
 
 def refine_fully(oracle: Any, x: Tensor) -> Posterior:
-    """Lowers the rate until the noise of one draw per step no longer matters."""
-    found = start_of(oracle, x)
-    for seed, (steps, rate) in enumerate(((100, 0.1), (300, 0.02), (2000, 0.002))):
-        noise, budget = FixedNoise(seed).stream(), InferenceBudget(learning_rate=rate)
-        found = refine(oracle.objective, x, found, noise, budget=budget, steps=steps)
-    return found
+    """Lowers the rate, and takes the mean of many runs with their own noise, until noise hardly matters."""
+    start, runs = start_of(oracle, x), 32
+    found = Posterior(*(part.repeat(runs, 1, 1) for part in start.parameters))
+    noise = FreshNoise(torch.Generator().manual_seed(0)).stream()
+    for steps, rate in ((100, 0.1), (300, 0.02), (1000, 0.002)):
+        budget = InferenceBudget(learning_rate=rate, steps=steps)
+        found = refine_with_adam(oracle.objective, x.repeat(runs, 1, 1, 1), found, noise, budget=budget)
+    return Posterior(*(part.unflatten(0, (runs, -1)).mean(0) for part in found.parameters))
 
 
 # The oracle: a linear decoder bank, whose best latents are known in closed form.
@@ -84,7 +87,7 @@ def test_refinement_reaches_the_best_mean_and_variance(
     mean, variance = oracle.optimal_mean(linear_images), oracle.optimal_variance()
     best = oracle.expected_objective(linear_images, mean, variance)
     reached = oracle.expected_objective(linear_images, found.mean, found.log_variance.exp())
-    assert ((reached - best) / best).abs().max() < 2e-3
+    assert ((reached - best) / best).abs().max() < 1e-3
     unit = oracle.expected_objective(linear_images, mean, torch.ones_like(variance))
     assert ((unit - best) / best).min() > 5e-3
 
@@ -232,7 +235,7 @@ def tiny_objective(
 def brute_force(objective: LatentObjective, codebook: Codebook, x: Tensor) -> Tensor:
     """Every candidate's objective for every image and class, one candidate at a time, shape (C, B, K)."""
     losses = []
-    for mean, noise in zip(codebook.means, codebook._noise, strict=True):
+    for mean, noise in zip(codebook.means, codebook.noise, strict=True):
         shape = (len(x), objective.num_classes, -1)
         z = mean + noise if objective.variational else mean
         images = objective.decoders(z.expand(shape))
@@ -295,7 +298,9 @@ def test_the_search_in_single_precision(max_bytes: int, architectures: dict[str,
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_cached_codebook_of_several_tiles_decodes_once(architectures: dict[str, Architecture]) -> None:
+def test_a_cached_codebook_of_several_tiles_decodes_nothing_when_searched(
+    architectures: dict[str, Architecture],
+) -> None:
     objective = tiny_objective(architectures["eabs"], variational=False, adversarial=False)
     x = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(1)).double()
     sizes: list[int] = []
@@ -303,9 +308,9 @@ def test_a_cached_codebook_of_several_tiles_decodes_once(architectures: dict[str
         budget = InferenceBudget(candidates=90, encoder_proposal=False, max_bytes=CACHED_BYTES // 2)
         codebook = Codebook(objective, budget, like=x)
         assert len(sizes) > 1
-        assert sum(sizes) == 90
+        sizes.clear()
         codebook.search(x)
-        assert sum(sizes) == 90
+        assert not sizes
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 90), (0.1, 81), (0.25, 68), (0.999, 1)])
@@ -384,14 +389,20 @@ def test_batches_past_one_search_are_the_same(name: str, make_model: Make, image
 @pytest.mark.parametrize("name", ["abs", "eabs"])
 @pytest.mark.parametrize("max_bytes", [10_000, 100_000])
 def test_no_decoding_exceeds_the_memory_bound(
-    name: str, max_bytes: int, make_model: Make, images: Make
+    name: str, max_bytes: int, make_model: Make, images: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(name).with_inference(max_bytes=max_bytes)
-    sizes: list[int] = []
-    with count_decodings(model.objective, sizes):
-        model(images(model, 40).requires_grad_())
-    row_bytes = model.decoders.activations * model.num_classes * 4
-    assert max(sizes) == max_bytes // row_bytes
+    latents: list[int] = []
+    decode = FusedDecoderBank.forward
+
+    def counted(bank: FusedDecoderBank, z: Tensor) -> Tensor:
+        latents.append(z[..., 0].numel())
+        return decode(bank, z)
+
+    monkeypatch.setattr(FusedDecoderBank, "forward", counted)  # of selections of decoders too
+    model(images(model, 40).requires_grad_())
+    most = max_bytes // (model.decoders.activations * model.num_classes * 4) * model.num_classes
+    assert 0.9 * most < max(latents) <= most
 
 
 def test_the_encoder_proposal_is_taken_where_it_is_better(make_model: Make, images: Make) -> None:

@@ -1,56 +1,125 @@
-"""Measure E-ABS inference at the published budget: milliseconds an image, peak memory, the bank's gain.
+"""Measure latent inference against a plain reference: time, evaluations, memory, decisions, objectives.
 
-Every batch size runs in a process of its own, so that its peak memory is its own.
+Every measurement runs in a process of its own, so that its peak memory is its own.
 """
 
 import argparse
+import math
 import multiprocessing
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...storage import write_json
-from .measure import PRESET, measure_bank, measure_inference
+from .measure import measure_against_reference, measure_peak, measure_scaling
 
-BATCH_SIZES = (1, 16, 128)
+FULL = {"batches": (1, 10, 50, 200), "classes": (10, 43, 100), "candidates": (1000, 4000, 16000, 64000)}
+QUICK = {"batches": (1, 10), "classes": (10, 20), "candidates": (500, 1000)}
+Rows = list[dict[str, Any]]
+LEADERS = 2
+SCALING_BATCH = 10
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the measurements and print them; write them as JSON on request."""
+    """Run the measurements and print them; write them, and their figure, on request."""
     parser = argparse.ArgumentParser(prog="python -m genrobust.benchmarks.speed", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--json", type=Path, help="write the results here, and their figure beside it")
+    parser.add_argument("--png", type=Path, help="write the figure to this file in place of there")
     parser.add_argument("--quick", action="store_true", help="a tenth of the budget, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=3, help="calls whose median is taken")
+    parser.add_argument("--models", nargs="+", default=["abs", "eabs"], help="abs, eabs or both")
+    parser.add_argument("--repeats", type=int, default=3, help="batches whose median is taken")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     options = parser.parse_args(arguments)
     budget = {"candidates": 800, "steps": 5} if options.quick else {"candidates": 8000, "steps": 50}
-    context = multiprocessing.get_context("spawn")
-    inference = []
-    for batch_size in BATCH_SIZES:
-        with context.Pool(1) as pool:
-            row = pool.apply(measure_inference, (batch_size, budget, options.repeats))
-        inference.append(row)
-        _show(
-            f"batch {batch_size:>3}: {row['ms_per_image']:8.2f} ms an image "
-            f"(search {row['search_ms_per_image']:.2f}), peak {row['peak_mib']:.0f} MiB, "
-            f"codebook built in {row['codebook_seconds']:.1f} s"
-        )
-    bank = measure_bank(options.repeats)
-    _show(
-        f"decoder bank: {bank['bank_ms']:.1f} ms, loop over {bank['classes']} decoders: "
-        f"{bank['loop_ms']:.1f} ms (forward and backward, batch {bank['batch_size']}), "
-        f"ratio {bank['ratio']:.2f}"
-    )
     results = {
-        "preset": PRESET,
         "budget": budget,
-        "threads": torch.get_num_threads(),
+        "threads": options.threads,
         "torch": torch.__version__,
-        "inference": inference,
-        "bank": bank,
+        **_measure(QUICK if options.quick else FULL, budget, options),
     }
     if options.json:
         write_json(options.json, results)
+    if picture := options.png or (options.json and options.json.with_suffix(".png")):
+        from .figure import save_figure
+
+        save_figure(results, picture)
+
+
+def _measure(sizes: dict[str, Any], budget: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    common = {"repeats": options.repeats, "threads": options.threads}
+    results: dict[str, Any] = {"against_reference": [], "peak": [], "classes": [], "candidates": []}
+    for name in options.models:
+        for device in devices:
+            for size in sizes["batches"]:
+                row = _alone(measure_against_reference, name, size, budget, device=device, **common)
+                results["against_reference"].append(row)
+                _show_comparison(row)
+        for fast in (True, False):
+            row = _alone(measure_peak, name, budget, fast=fast, threads=options.threads)
+            results["peak"].append(row)
+            _show(f"{name} {'fast' if fast else 'plain'}: peak {row['peak_mib']:.0f} MiB")
+    for device in devices:
+        on_device = {**common, "device": device}
+        results["classes"] += _measure_classes(sizes["classes"], budget, on_device)
+        results["candidates"] += _measure_candidates(sizes["candidates"], budget, on_device)
+    return results
+
+
+def _measure_classes(sizes: Sequence[int], budget: dict[str, Any], common: dict[str, Any]) -> Rows:
+    results: Rows = []
+    for label, changes in (("all", {}), ("leading", {"refined_classes": LEADERS})):
+        rows = []
+        for classes in sizes:
+            row = _alone(measure_scaling, classes, SCALING_BATCH, {**budget, **changes}, **common)
+            rows.append({**row, "refined": label})
+            _show_scaling(f"{row['device']} {classes:>3} classes, {label} refined", row)
+        _show(f"{common['device']} time in K, {label} refined: exponent {_exponent(rows):.2f}")
+        results += rows
+    return results
+
+
+def _measure_candidates(sizes: Sequence[int], budget: dict[str, Any], common: dict[str, Any]) -> Rows:
+    results: Rows = []
+    for candidates in sizes:
+        row = _alone(measure_scaling, 10, SCALING_BATCH, {**budget, "candidates": candidates}, **common)
+        results.append({**row, "candidates": candidates})
+        _show_scaling(f"{row['device']} {candidates:>5} candidates", row)
+    return results
+
+
+def _alone(function: Callable[..., dict[str, Any]], *arguments: object, **settings: object) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments, settings)
+
+
+def _exponent(rows: Rows) -> float:
+    first, last = rows[0], rows[-1]
+    return math.log(last["ms_per_image"] / first["ms_per_image"]) / math.log(
+        last["classes"] / first["classes"]
+    )
+
+
+def _show_comparison(row: dict[str, Any]) -> None:
+    _show(
+        f"{row['model']} {row['device']} batch {row['batch_size']:>3}: "
+        f"{row['ms_per_image']:8.2f} ms an image, "
+        f"plain {row['reference_ms_per_image']:8.2f} (ratio {row['ratio']:.1f}); "
+        f"{row['evaluations_per_problem']:.1f} evaluations a problem; same decision "
+        f"{row['same_decision']:.1%} of {row['images']}; winning objective "
+        f"{row['winning_objective_difference']:+.4f}, all {row['objective_difference']:+.4f} nats; "
+        f"codebook {row['codebook_seconds']:.1f} s"
+    )
+
+
+def _show_scaling(label: str, row: dict[str, Any]) -> None:
+    _show(
+        f"{label}: {row['ms_per_image']:8.2f} ms an image (search {row['search_ms_per_image']:.2f}), "
+        f"{row['evaluations_per_problem']:.1f} evaluations a problem, peak {row['peak_mib']:.0f} MiB"
+    )
 
 
 def _show(line: str) -> None:

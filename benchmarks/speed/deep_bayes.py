@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...allocation import keep_freed_memory
 from ...models.deep_bayes import DeepBayes
 from ...storage import write_json
 
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for how long calls are repeated")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     rows = []
     for batch_size in options.batch_sizes:
         row = measure(batch_size, device=options.device, seconds=options.seconds)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adapters import available
+from ...allocation import keep_freed_memory
 from ...classifier import Classifier
 from ...models.eabs import EABS, EABSConfig
 from ...storage import write_json
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=9, help="rounds whose median is taken")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     budget = {"candidates": options.candidates, "steps": options.steps}
     results = measure_overhead(batch_size=options.batch_size, budget=budget, repeats=options.repeats)
     lines = [f"{'bare module':14} {results['bare_ms']:8.1f} ms a query of {options.batch_size} images"]

@@ -33,12 +33,16 @@ class Prediction:
         probabilities: p(y | x), shape (B, K).
         rejected: True where the classifier refuses to decide, shape (B,).
         scores: The class scores (generative: nats; otherwise the logits), shape (B, K).
+        refined: False where a score is a looser bound because its class was left out of the refinement
+            (`InferenceBudget.refined_classes`), shape (B, K); None if no class was. The negative score is an
+            upper bound on the class's loss either way.
     """
 
     labels: Int[Tensor, " batch"]
     probabilities: Float[Tensor, "batch classes"]
     rejected: Bool[Tensor, " batch"]
     scores: Float[Tensor, "batch classes"]
+    refined: Bool[Tensor, "batch classes"] | None = None
 
 
 def check_images(
@@ -223,7 +227,13 @@ class GenerativeClassifier(Classifier):
             probabilities=self.probabilities(scores),
             rejected=logits.argmax(1) >= self.num_classes,
             scores=scores,
+            refined=self.refined_at_last_call if len(x) else None,
         )
+
+    @property
+    def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
+        """Where the last call's scores are as tight as the budget allows; None means everywhere."""
+        return None
 
     @abstractmethod
     def with_inference(self, **budget: Any) -> Self:

@@ -3,18 +3,19 @@
 Every strategy gives the same scores; they differ in the gradient that autograd finds behind them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .classifier import GenerativeClassifier
-from .inference import InferenceBudget, LatentObjective, Posterior, refine
+from .inference import InferenceBudget, LatentObjective, Posterior, refine, refine_with_adam
 from .likelihood import log_mean_exp, squared_error
-from .randomness import Mode, NoiseSource, NoiseStream
+from .randomness import Mode, NoiseSource
 
 __all__ = [
     "Envelope",
@@ -50,6 +51,10 @@ class LatentModel(Protocol):
         """Find where refinement starts."""
         ...
 
+    def remember(self, posterior: Posterior) -> None:
+        """Take note of where refinement ended."""
+        ...
+
 
 class SurrogateGradient(Protocol):
     """A strategy: scores whose graph holds the gradient that the attacker sees."""
@@ -73,15 +78,19 @@ class Envelope:
         self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Give -l_k(x); its graph ends at the reconstructions, so no weight collects a gradient."""
+        objective, budget = model.objective, model.budget
+        decoded_rows = objective.rows_per_chunk(budget.max_bytes, like=x)
 
-        def score(x: Tensor, start: Posterior) -> Tensor:
+        def score(x: Tensor, start: Posterior) -> tuple[Tensor, Posterior]:
             noise = model.noise.stream(part=1)
             with torch.no_grad():
-                posterior = _refined(model, x, start, noise)
-                reconstruction, prior_term = model.objective.draw(posterior, noise)
-            return -(squared_error(x[:, None], reconstruction) + prior_term)
+                posterior = refine(objective, x, start, noise, budget=budget)
+                z = posterior.sample(noise)
+                reconstruction = torch.cat([objective.decoders(rows) for rows in z.split(decoded_rows)])
+                prior_term = objective.beta * objective.prior(posterior, z)
+            return -(squared_error(x[:, None], reconstruction) + prior_term), posterior
 
-        return _in_chunks(model, x, score)
+        return _in_chunks(model, x, score, rows=_refined_rows(objective, budget, like=x))
 
 
 @final
@@ -89,7 +98,8 @@ class Envelope:
 class Unrolled:
     """The gradient through the last refinement steps: z* is a function of x, as far back as `steps`.
 
-    The search for the starting point stays constant. Memory grows with `steps`.
+    The search for the starting point stays constant. Memory grows with `steps`. The refinement is Adam's,
+    whatever the budget's method: a converged optimum has nothing to unroll, and the envelope is exact there.
     """
 
     steps: int = 5
@@ -104,12 +114,14 @@ class Unrolled:
         """Give -l_k(x), differentiable in `x` directly and through the last steps."""
         unrolled = min(self.steps, model.budget.steps) if x.requires_grad and torch.is_grad_enabled() else 0
 
-        def score(x: Tensor, start: Posterior) -> Tensor:
-            noise = model.noise.stream(part=1)
-            posterior = _refined(model, x, start, noise, unrolled=unrolled)
-            return -model.objective.at(x, posterior, noise)
+        objective, budget = model.objective, model.budget
 
-        return _in_chunks(model, x, score)
+        def score(x: Tensor, start: Posterior) -> tuple[Tensor, Posterior]:
+            noise = model.noise.stream(part=1)
+            posterior = refine_with_adam(objective, x, start, noise, budget=budget, unrolled=unrolled)
+            return -objective.at(x, posterior, noise), posterior
+
+        return _in_chunks(model, x, score, rows=objective.rows_per_chunk(budget.max_bytes, like=x))
 
 
 @final
@@ -228,6 +240,12 @@ class Expectation(GenerativeClassifier):
         draws = self.model.class_scores(x.repeat(self.samples, 1, 1, 1))
         return log_mean_exp(draws.unflatten(0, (self.samples, -1)))
 
+    @property
+    def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
+        """False where a draw of the last call left a class out of the refinement; None if none did."""
+        refined = self.model.refined_at_last_call
+        return None if refined is None else refined.unflatten(0, (self.samples, -1)).all(0)
+
     def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
         """Turn class scores into logits as the model does."""
         return self.model.scores_to_logits(scores)
@@ -273,18 +291,29 @@ def expectation(
     return Expectation(model.with_randomness("fresh", generator=generator), samples=samples)
 
 
-def _refined(
-    model: LatentModel, x: Tensor, start: Posterior, noise: NoiseStream, *, unrolled: int = 0
-) -> Posterior:
-    budget = model.budget
-    return refine(model.objective, x, start, noise, budget=budget, steps=budget.steps, unrolled=unrolled)
+def _refined_rows(objective: LatentObjective, budget: InferenceBudget, *, like: Tensor) -> int:
+    """Give the number of images that are refined together.
+
+    Adam keeps the activations of all of them. BFGS bounds its own, and gains from many: problems end one by
+    one, and the last of few images are too little work.
+    """
+    if budget.refines_with(variational=objective.variational) == "adam":
+        return objective.rows_per_chunk(budget.max_bytes, like=like)
+    unknowns = objective.latent_dim * (2 if objective.variational else 1)
+    values = 4 * math.prod(objective.decoders.image_shape) + 8 * unknowns**2
+    return max(1, budget.max_bytes // (8 * objective.num_classes * values * like.element_size()))
 
 
 def _in_chunks(
-    model: LatentModel, x: Tensor, score: Callable[[Tensor, Posterior], Tensor]
+    model: LatentModel,
+    x: Tensor,
+    score: Callable[[Tensor, Posterior], tuple[Tensor, Posterior]],
+    *,
+    rows: int,
 ) -> Float[Tensor, "batch classes"]:
-    """Search once for the whole batch, then score chunks whose activations fit the budget's memory."""
+    """Search once for the whole batch, then score chunks that fit the budget's memory."""
     start = model.search(x.detach())
-    size = model.objective.rows_per_chunk(model.budget.max_bytes, like=x)
-    chunks = [slice(first, first + size) for first in range(0, len(x), size)]
-    return torch.cat([score(x[rows], start.rows(rows)) for rows in chunks])
+    chunks = [slice(first, first + rows) for first in range(0, len(x), rows)]
+    scores, refined = zip(*(score(x[chunk], start.rows(chunk)) for chunk in chunks), strict=True)
+    model.remember(Posterior.concatenate([posterior.detach() for posterior in refined]))
+    return torch.cat(scores)

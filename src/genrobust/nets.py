@@ -1,12 +1,15 @@
 """Encoders, decoders and discriminators: banks of K networks that run as one module."""
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from .fused import FusedDecoderBank
 
 __all__ = [
     "ARCHITECTURES",
@@ -281,6 +284,15 @@ class DecoderBank(nn.Module):
         images: Tensor = self.layers(_to_channels_last(maps))
         return images.reshape(batch, classes, *self.image_shape)
 
+    @torch.no_grad()
+    def for_inference(self) -> FusedDecoderBank:
+        """Give the same decoders in the form that runs fastest; it follows no later change of weights."""
+        return FusedDecoderBank(self.layers, decoders=self.decoders, activations=self.activations)
+
+    def select(self, classes: Int[Tensor, " groups"]) -> FusedDecoderBank:
+        """Give, for inference, the bank whose decoder g is decoder `classes[g]`; a shared one takes any."""
+        return self.for_inference().select(classes)
+
 
 @final
 class DiscriminatorBank(nn.Module):
@@ -314,6 +326,30 @@ class DiscriminatorBank(nn.Module):
             return flat.squeeze(1)
         logits: Tensor = self.layers(z.reshape(batch, -1, 1))
         return logits.squeeze(2)
+
+    def select(self, classes: Int[Tensor, " groups"]) -> "DiscriminatorBank":
+        """Give the bank whose discriminator g is this bank's `classes[g]`; a shared one is itself."""
+        if self.discriminators == 1:
+            return self
+        bank = copy.copy(self)
+        bank._modules = {}
+        bank.discriminators = len(classes)
+        bank.layers = nn.Sequential(*(self._select_layer(layer, classes) for layer in self.layers))
+        return bank
+
+    def _select_layer(self, layer: nn.Module, classes: Int[Tensor, " groups"]) -> nn.Module:
+        if not isinstance(layer, nn.Conv1d):
+            return layer
+        selected = copy.copy(layer)
+        selected._parameters = {
+            name: nn.Parameter(
+                values.detach().unflatten(0, (self.discriminators, -1))[classes].flatten(0, 1),
+                requires_grad=False,
+            )
+            for name, values in layer.named_parameters()
+        }
+        selected.groups = len(classes)
+        return selected
 
 
 def _activation(name: Activation) -> nn.Module:

@@ -286,6 +286,23 @@ def test_examples_that_are_rejected_or_too_far_are_not_kept() -> None:
     assert found.rejected.all()
 
 
+@pytest.mark.parametrize("name", ["abs", "eabs"])
+def test_the_judge_starts_cold(name: str, make_model: Make, images: Make) -> None:
+    """What an attack has left in a warm start is not to decide its verdict."""
+    model = make_model(name)
+    warm, x = model.with_inference(warm_start=True), images(model, 6)
+    for _ in range(3):
+        warm.class_scores(x)
+    judge, expected = (fresh_variant(m, seed=3, codebook_seed=4) for m in (warm, model))
+    assert not judge.budget.warm_start
+    for _ in range(2):
+        assert torch.equal(judge.class_scores(x), expected.class_scores(x))
+    assert warm.budget.warm_start  # the attacked model keeps its own
+    y = model.predict(x).labels
+    verdicts = [verify(m, x, y, (x + 0.1).clamp(0, 1), "linf", 0.2) for m in (warm, model)]
+    assert torch.equal(verdicts[0].prediction, verdicts[1].prediction)
+
+
 def test_a_plain_attack_stops_at_the_rejection_and_the_route_does_not() -> None:
     """Gradient descent to the nearest decision that is not y ends in "reject"."""
     model, x = Bands(), gray(0.05)

@@ -1,16 +1,18 @@
 """Classifiers that search, for every class, the latent that explains the image best."""
 
 import math
+import os
 from dataclasses import fields, replace
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..classifier import GenerativeClassifier
 from ..gradients import Envelope, SurrogateGradient, surrogate_gradient
 from ..inference import Codebook, DiscriminatorPrior, InferenceBudget, KLPrior, LatentObjective, Posterior
+from ..inference.codebook_files import fingerprint, read_codebook, write_codebook
 from ..likelihood import gaussian_log_normalizer, squared_error
 from ..nets import Architecture, DecoderBank, DiscriminatorBank, EncoderBank
 from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
@@ -65,19 +67,15 @@ class LatentClassifier(GenerativeClassifier):
         self.beta = beta
         self.gamma = gamma
         self.probability_floor = probability_floor
-        self.objective = LatentObjective(
-            decoders=self.decoders,
-            prior=self.prior,
-            beta=beta,
-            num_classes=num_classes,
-            latent_dim=arch.latent_dim,
-            variational=variational,
-        )
+        self.variational = variational
+        self.latent_dim = arch.latent_dim
         self.budget = budget
         self.gradient: SurrogateGradient = Envelope()
         self.noise: NoiseSource = FixedNoise(0)
         self._log_constant = gaussian_log_normalizer(math.prod(arch.input_shape)) - math.log(num_classes)
-        self._codebooks: dict[InferenceBudget, tuple[list[Tensor], Codebook]] = {}
+        self._derived = _Derived()
+        self._remembered: Posterior | None = None
+        self._refined: Tensor | None = None
         self.set_parts_training(False)
 
     def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
@@ -107,52 +105,139 @@ class LatentClassifier(GenerativeClassifier):
 
     @torch.no_grad()
     def search(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
-        """Find the best starting point of every class: random candidates, and the encoder's proposal."""
-        parts = [self._search_rows(rows) for rows in x.split(SEARCH_ROWS)]
+        """Find the best starting point of every class.
+
+        Random candidates, the encoder's proposal and, if the budget asks for a warm start, the latents of the
+        last call.
+        """
+        warm = (
+            self._remembered
+            if self._remembered is not None and len(self._remembered.mean) == len(x)
+            else None
+        )
+        firsts = range(0, len(x), SEARCH_ROWS)
+        parts = [
+            self._search_rows(x[rows], None if warm is None else warm.rows(rows))
+            for rows in (slice(first, first + SEARCH_ROWS) for first in firsts)
+        ]
         return Posterior.concatenate(parts)
 
-    def _search_rows(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
-        found = self._codebook(x).search(x) if self.budget.candidates else None
-        if found is not None and not self.budget.encoder_proposal:
-            return found[0]
-        proposal = self._proposal(x)
-        if found is None:
-            return proposal
-        start, loss = found
-        size = self.objective.rows_per_chunk(self.budget.max_bytes, like=x)
+    def remember(self, posterior: Posterior) -> None:
+        """Keep which classes were refined and, if the budget asks for a warm start, where that ended."""
+        self._refined = posterior.leading
+        if self.budget.warm_start:
+            self._remembered = Posterior(posterior.mean, posterior.log_variance)
+
+    def _search_rows(
+        self, x: Float[Tensor, "batch channels height width"], warm: Posterior | None
+    ) -> Posterior:
+        proposals = [warm] if warm is not None else []
+        if self.budget.encoder_proposal:
+            proposals.append(self._proposal(x))
+        if self.budget.candidates:
+            start, loss = self._codebook(x).search(x)
+        else:
+            start = proposals.pop()
+            if not proposals and self.budget.refined_classes is None:
+                return start
+            loss = self._losses(x, start)
+        for proposal in proposals:
+            proposed = self._losses(x, proposal)
+            start = proposal.where(proposed < loss, start)
+            loss = torch.minimum(proposed, loss)
+        return replace(start, leading=self._leading(loss))
+
+    def _losses(
+        self, x: Float[Tensor, "batch channels height width"], posterior: Posterior
+    ) -> Float[Tensor, "batch classes"]:
+        objective = self.objective
+        size = objective.rows_per_chunk(self.budget.max_bytes, like=x)
         chunks = [slice(first, first + size) for first in range(0, len(x), size)]
-        proposed = [self.objective.at(x[c], proposal.rows(c), self.noise.stream(part=0)) for c in chunks]
-        return proposal.where(torch.cat(proposed) < loss, start)
+        losses = [objective.at(x[c], posterior.rows(c), self.noise.stream(part=0)) for c in chunks]
+        return torch.cat(losses)
+
+    def _leading(self, loss: Float[Tensor, "batch classes"]) -> Bool[Tensor, "batch classes"] | None:
+        count = self.budget.refined_classes
+        if count is None or count >= self.num_classes:
+            return None
+        leaders = loss.topk(count, dim=1, largest=False).indices
+        return torch.zeros_like(loss, dtype=torch.bool).scatter(1, leaders, True)
+
+    @property
+    def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
+        """False where `refined_classes` left a class out of the last call; None where it left out none."""
+        return self._refined
 
     def _proposal(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
         images = x[:, None].expand(-1, self.encoders.encoders, -1, -1, -1)
         mean, log_variance = (part.expand(-1, self.num_classes, -1) for part in self.encoders(images))
-        return Posterior(mean, log_variance if self.objective.variational else None)
+        return Posterior(mean, log_variance if self.variational else None)
+
+    @property
+    def objective(self) -> LatentObjective:
+        """The objective of the weights as they are now, with decoders in the form that runs fastest."""
+        parts = self._weights()
+        if self._derived.objective is None or not _same(self._derived.weights, parts):
+            self._derived.weights = [part.detach().clone() for part in parts]
+            self._derived.codebooks.clear()
+            self._derived.objective = LatentObjective(
+                decoders=self.decoders.for_inference(),
+                prior=self.prior,
+                beta=self.beta,
+                num_classes=self.num_classes,
+                latent_dim=self.latent_dim,
+                variational=self.variational,
+            )
+        return self._derived.objective
 
     def _codebook(self, x: Tensor) -> Codebook:
         """Give the codebook of this budget and of the weights as they are now."""
-        key = replace(self.budget, steps=0, learning_rate=1.0, encoder_proposal=True)
+        objective, codebooks = self.objective, self._derived.codebooks
+        key = _codebook_key(self.budget)
+        codebook = codebooks.pop(key, None) or Codebook(objective, self.budget, like=x)
+        codebooks[key] = codebook
+        while len(codebooks) > KEPT_CODEBOOKS:
+            del codebooks[next(iter(codebooks))]
+        return codebook
+
+    def save_codebook(self, path: str | os.PathLike[str]) -> None:
+        """Write the codebook of this budget and these weights, so that `load_codebook` need not decode it."""
+        codebook = self._codebook(next(self.parameters()))
+        write_codebook(codebook, path, fingerprint=self._fingerprint())
+
+    def load_codebook(self, path: str | os.PathLike[str]) -> None:
+        """Read what `save_codebook` wrote; this model and its variants use it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is of other weights or another budget.
+        """
+        like = next(self.parameters())
+        codebook = read_codebook(
+            path, self.objective, self.budget, fingerprint=self._fingerprint(), like=like
+        )
+        self._derived.codebooks[_codebook_key(self.budget)] = codebook
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self._weights(), (*_codebook_key(self.budget), self.beta, self.variational))
+
+    def _weights(self) -> list[Tensor]:
+        """Give what codebooks and fused decoders are computed from."""
         parts = [*self.decoders.parameters(), *self.decoders.buffers()]
         if isinstance(self.prior, nn.Module):
             parts += [*self.prior.parameters(), *self.prior.buffers()]
-        kept = self._codebooks.pop(key, None)
-        if kept is None or not _same(kept[0], parts):
-            weights = [part.detach().clone() for part in parts]
-            kept = (weights, Codebook(self.objective, self.budget, like=x))
-        self._codebooks[key] = kept
-        while len(self._codebooks) > KEPT_CODEBOOKS:
-            del self._codebooks[next(iter(self._codebooks))]
-        return kept[1]
+        return parts
 
     def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
         """Give a variant that shares the weights and draws its noise in another mode; see the contract."""
-        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
+        budget = replace(self.budget, warm_start=False)
+        return self._variant(noise=noise_source(mode, seed=seed, generator=generator), budget=budget)
 
     def with_inference(self, **budget: Any) -> Self:
         """Give a variant that shares the weights and searches with another budget.
 
         Args:
-            **budget: Fields of `InferenceBudget`.
+            **budget: Fields of `InferenceBudget`; `warm_start` is off unless it is among them.
 
         Raises:
             ValueError: If a field is unknown or its value makes no sense.
@@ -160,7 +245,11 @@ class LatentClassifier(GenerativeClassifier):
         known = {field.name for field in fields(InferenceBudget)}
         if unknown := sorted(budget.keys() - known):
             raise ValueError(f"Expected fields of InferenceBudget, {sorted(known)}, but got {unknown}")
-        return self._variant(budget=replace(self.budget, **budget))
+        changed = replace(self.budget, **{"warm_start": False, **budget})
+        method = changed.refines_with(variational=self.variational)
+        if changed.refined_classes is not None and method == "adam":
+            raise ValueError("Expected `method` 'bfgs' with `refined_classes`, but got 'adam'")
+        return self._variant(budget=changed)
 
     def with_gradient(self, gradient: str | SurrogateGradient) -> Self:
         """Give a variant that shares the weights and hands attackers another surrogate gradient.
@@ -171,10 +260,10 @@ class LatentClassifier(GenerativeClassifier):
         return self._variant(gradient=surrogate_gradient(gradient))
 
     def _variant(self, **attributes: object) -> Self:
-        return super()._variant(_codebooks=self._codebooks, **attributes)
+        return super()._variant(_derived=self._derived, **attributes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_codebooks": {}}
+        return {**self.__dict__, "_derived": _Derived(), "_remembered": None, "_refined": None}
 
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:
@@ -236,6 +325,20 @@ class LatentClassifier(GenerativeClassifier):
     ) -> tuple[Posterior, Float[Tensor, "batch encoders latent"]]:
         mean, log_variance = (part.float() for part in self.encoders(images))
         return Posterior(mean, log_variance), mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+
+
+class _Derived:
+    """What is computed from the weights, and shared by a model's variants."""
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+        self.objective: LatentObjective | None = None
+        self.codebooks: dict[tuple[object, ...], Codebook] = {}
+
+
+def _codebook_key(budget: InferenceBudget) -> tuple[object, ...]:
+    names = ("candidates", "drop_least_likely", "radius", "seed", "max_bytes", "bfloat16_search")
+    return tuple(getattr(budget, name) for name in names)
 
 
 def _same(kept: list[Tensor], parts: list[Tensor]) -> bool:

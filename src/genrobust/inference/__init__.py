@@ -1,0 +1,25 @@
+"""Latent inference: search over candidates, then refinement of the best of them, for all classes at once."""
+
+from .adam import refine_with_adam
+from .bfgs import refine_with_bfgs
+from .budget import InferenceBudget
+from .codebook import Codebook
+from .curvature import Curvature
+from .objective import Decoders, DiscriminatorPrior, KLPrior, LatentObjective, Posterior, Prior
+from .refinement import Refinement, refine
+
+__all__ = [
+    "Codebook",
+    "Curvature",
+    "Decoders",
+    "DiscriminatorPrior",
+    "InferenceBudget",
+    "KLPrior",
+    "LatentObjective",
+    "Posterior",
+    "Prior",
+    "Refinement",
+    "refine",
+    "refine_with_adam",
+    "refine_with_bfgs",
+]

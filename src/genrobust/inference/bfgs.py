@@ -1,0 +1,254 @@
+"""Quasi-Newton refinement: few evaluations, each problem until it has converged.
+
+Dense BFGS (Nocedal and Wright 2006, chapter 6) for a batch of small problems, one per image and class. It
+starts from the Gauss-Newton matrix, backtracks to Armijo's condition, and leaves a problem alone as soon as
+the quadratic model promises to gain less than the tolerance.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..likelihood import squared_error
+from ..randomness import NoiseStream
+from .budget import InferenceBudget
+from .objective import LatentObjective, Posterior
+from .packing import Tile, pack
+from .radius import within_radius
+
+__all__ = ["refine_with_bfgs"]
+
+ARMIJO = 1e-4
+SHORTEST = 1e-3  # of a step: below it, rounding decides
+CURVED = 1e-6  # cosine of step and change of gradient from which an update is stable
+CROWD = 0.75  # share of open problems below which they are packed anew
+CPU_SLOTS = 160  # problems that are evaluated at once; the maps of more fall out of the cache
+
+
+@final
+@dataclass(frozen=True)
+class _State:
+    """Open problems: points, what is known there, and the step that is tried next."""
+
+    problem: Int[Tensor, " open"]
+    point: Float[Tensor, "open unknowns"]
+    loss: Float[Tensor, " open"]
+    gradient: Float[Tensor, "open unknowns"]
+    inverse: Float[Tensor, "open unknowns unknowns"]
+    length: Float[Tensor, " open"]
+
+    def select(self, kept: Tensor) -> Self:
+        return type(self)(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+
+def refine_with_bfgs(
+    objective: LatentObjective,
+    x: Float[Tensor, "batch channels height width"],
+    start: Posterior,
+    noise: NoiseStream,
+    *,
+    budget: InferenceBudget,
+) -> Posterior:
+    """Minimise the objective of every image and class from its start.
+
+    Where the variance is optimised, the expectation is a mean over `budget.expectation_draws` draws that stay
+    the same during the refinement and differ between the problems of a stream.
+
+    Args:
+        objective: What is minimised.
+        x: Images.
+        start: Where to start; left unchanged. Classes that do not lead stay there.
+        noise: Where the common draws come from.
+        budget: Bound on the evaluations, tolerance, radius, draws.
+    """
+    points = torch.cat(start.parameters, -1).flatten(0, 1).detach()
+    if not budget.steps:
+        return _posterior(points, start)
+    problems = torch.arange(len(points), device=x.device)
+    if start.leading is not None:
+        problems = problems[start.leading.flatten()]
+    evaluation = _Evaluation(objective, x.detach(), start, noise, budget)
+    found = points.clone()
+    for state in _iterations(evaluation, problems, points[problems], budget):
+        found[state.problem] = state.point
+    return _posterior(found, start)
+
+
+def _posterior(points: Float[Tensor, "problems unknowns"], start: Posterior) -> Posterior:
+    parts = points.unflatten(0, start.mean.shape[:2]).split(start.mean.shape[2], -1)
+    return replace(start, mean=parts[0], log_variance=parts[1] if len(parts) > 1 else None)
+
+
+@final
+class _Evaluation:
+    """Losses and gradients of packed problems."""
+
+    def __init__(
+        self,
+        objective: LatentObjective,
+        x: Float[Tensor, "batch channels height width"],
+        start: Posterior,
+        noise: NoiseStream,
+        budget: InferenceBudget,
+    ) -> None:
+        self.objective, self.x = objective, x
+        self.latent_dim = start.mean.shape[2]
+        self.max_bytes = budget.max_bytes
+        shape = start.mean.shape
+        self.draws: Tensor | None = None
+        if start.log_variance is not None:
+            draws = [noise.normal(shape, like=start.mean) for _ in range(budget.expectation_draws)]
+            self.draws = torch.stack(draws).flatten(1, 2)
+        rows = objective.rows_per_chunk(budget.max_bytes, like=x) * objective.num_classes
+        limit = min(rows, CPU_SLOTS) if x.device.type == "cpu" else rows
+        self.limit = max(1, limit // (1 if self.draws is None else len(self.draws)))
+        self.tiles: list[Tile] = []
+
+    def pack(self, problems: Int[Tensor, " open"]) -> None:
+        self.problems = problems
+        self.tiles = list(pack(self.objective, problems % self.objective.num_classes, limit=self.limit))
+
+    def __call__(self, points: Float[Tensor, "open unknowns"]) -> tuple[Tensor, Tensor]:
+        """Give losses and gradients at the points of the packed problems."""
+        losses, gradients = points.new_empty(len(points)), torch.empty_like(points)
+        for tile in self.tiles:
+            loss, gradient = self._tile(tile, points)
+            losses[tile.problems] = loss.flatten()[tile.positions]
+            gradients[tile.problems] = gradient.flatten(0, 1)[tile.positions]
+        return losses, gradients
+
+    def _tile(self, tile: Tile, points: Tensor) -> tuple[Tensor, Tensor]:
+        problems = self.problems[tile.slots]
+        x = self.x[problems // self.objective.num_classes]
+        with torch.enable_grad():
+            leaf = points[tile.slots].requires_grad_()
+            loss = self._loss(tile.objective, x, Posterior(*leaf.split(self.latent_dim, -1)), problems)
+            [gradient] = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach(), gradient
+
+    def _loss(
+        self,
+        objective: LatentObjective,
+        x: Float[Tensor, "rows groups channels height width"],
+        posterior: Posterior,
+        problems: Int[Tensor, "rows groups"],
+    ) -> Float[Tensor, "rows groups"]:
+        if posterior.log_variance is None or self.draws is None:
+            z = posterior.mean
+            return squared_error(x, objective.decoders(z)) + objective.beta * objective.prior(posterior, z)
+        count, draws = len(self.draws), self.draws[:, problems]
+        z = (posterior.mean + (0.5 * posterior.log_variance).exp() * draws).flatten(0, 1)
+        repeated = Posterior(*(p.expand(count, -1, -1, -1).flatten(0, 1) for p in posterior.parameters))
+        images = x.expand(count, -1, -1, -1, -1, -1).flatten(0, 1)
+        losses = squared_error(images, objective.decoders(z)) + objective.beta * objective.prior(repeated, z)
+        expected: Tensor = losses.unflatten(0, (count, -1)).mean(0)
+        return expected
+
+    def inverse(
+        self, points: Float[Tensor, "problems unknowns"], problems: Int[Tensor, " problems"]
+    ) -> Float[Tensor, "problems unknowns unknowns"]:
+        """Give the inverse of the Gauss-Newton matrix, with the prior's unit curvature."""
+        mean, *rest = points.split(self.latent_dim, 1)
+        matrices = self.objective.curvature(self.max_bytes, like=points).at(
+            mean, problems % self.objective.num_classes
+        )
+        identity = torch.eye(self.latent_dim, dtype=points.dtype, device=points.device)
+        inverse: Tensor = torch.linalg.inv(matrices + self.objective.beta * identity)
+        if not rest:
+            return inverse
+        # E ||x - G(z)||^2 holds v_d (J^T J)_dd / 1: its second derivative in log v_d is itself.
+        spread = 0.5 * rest[0].exp() * matrices.diagonal(dim1=1, dim2=2) + 0.5 * self.objective.beta
+        whole = points.new_zeros(*points.shape, points.shape[1])
+        whole[:, : self.latent_dim, : self.latent_dim] = inverse
+        whole[:, self.latent_dim :, self.latent_dim :] = torch.diag_embed(1 / spread)
+        return whole
+
+
+def _iterations(
+    evaluation: _Evaluation, problems: Tensor, points: Tensor, budget: InferenceBudget
+) -> "list[_State]":
+    """Run until every problem has ended; give the states that ended, in groups."""
+    evaluation.pack(problems)
+    losses, gradients = evaluation(points)
+    inverse = evaluation.inverse(points, problems)
+    state = _State(problems, points, losses, gradients, inverse, torch.ones_like(losses))
+    ended = []
+    waiting = torch.zeros_like(problems, dtype=torch.bool)
+    for _ in range(budget.steps):
+        direction, slope = _direction(state, evaluation.latent_dim, budget.radius)
+        waiting = (-0.5 * slope < budget.tolerance) | (state.length < SHORTEST)
+        kept = ~waiting
+        remaining = int(kept.sum())
+        if not remaining:
+            break
+        if remaining < CROWD * len(kept):
+            ended.append(state.select(waiting))
+            state, direction, slope = state.select(kept), direction[kept], slope[kept]
+            evaluation.pack(state.problem)
+            kept = kept[kept]
+        trial = state.point + state.length[:, None] * direction
+        trial = _within(trial, evaluation.latent_dim, budget.radius)
+        state = _step(state, trial, *evaluation(trial), slope, kept)
+    return [*ended, state]
+
+
+def _direction(state: _State, latent_dim: int, radius: float | None) -> tuple[Tensor, Tensor]:
+    """Give the quasi-Newton direction and its slope; on the sphere, the part along the tangent."""
+    direction = -_product(state.inverse, state.gradient)
+    slope = (direction * state.gradient).sum(1)
+    if radius is None:
+        return direction, slope
+    normal = torch.zeros_like(state.point)
+    normal[:, :latent_dim] = torch.nn.functional.normalize(state.point[:, :latent_dim], dim=1)
+    outward = (direction * normal).sum(1) > 0
+    held = (outward & (state.point[:, :latent_dim].norm(dim=1) >= radius * (1 - 1e-6)))[:, None]
+    tangential = state.gradient - (state.gradient * normal).sum(1, keepdim=True) * normal
+    along = -_product(state.inverse, tangential)
+    along = along - (along * normal).sum(1, keepdim=True) * normal
+    direction = torch.where(held, along, direction)
+    return direction, (direction * state.gradient).sum(1)
+
+
+def _within(points: Tensor, latent_dim: int, radius: float | None) -> Tensor:
+    if radius is None:
+        return points
+    return torch.cat([within_radius(points[:, :latent_dim], radius), points[:, latent_dim:]], 1)
+
+
+def _step(
+    state: _State, trial: Tensor, losses: Tensor, gradients: Tensor, slope: Tensor, kept: Tensor
+) -> _State:
+    """Accept the trial points that decrease the loss enough; shorten the step of the others."""
+    moved = trial - state.point
+    promised = (moved * state.gradient).sum(1).clamp_max(0)
+    accepted = (losses <= state.loss + ARMIJO * promised) & kept
+    excess = (losses - state.loss - state.length * slope).clamp_min(torch.finfo(losses.dtype).tiny)
+    shorter = -0.5 * slope * state.length.square() / excess  # the parabola's minimum
+    shorter = shorter.clamp(0.1 * state.length, 0.5 * state.length)
+    shorter = torch.where(kept, shorter, state.length)
+    return replace(
+        state,
+        point=torch.where(accepted[:, None], trial, state.point),
+        loss=torch.where(accepted, losses, state.loss),
+        gradient=torch.where(accepted[:, None], gradients, state.gradient),
+        inverse=_update(state.inverse, moved, gradients - state.gradient, accepted),
+        length=torch.where(accepted, torch.ones_like(shorter), shorter),
+    )
+
+
+def _update(inverse: Tensor, step: Tensor, change: Tensor, accepted: Tensor) -> Tensor:
+    """Update the inverse Hessian (Nocedal and Wright eq. 6.17) where its curvature is positive."""
+    curvature = (step * change).sum(1)
+    stable = accepted & (curvature > CURVED * step.norm(dim=1) * change.norm(dim=1))
+    scale = torch.where(stable, 1 / curvature, 0.0)[:, None]
+    product = _product(inverse, change)
+    factor = scale * (1 + scale * (change * product).sum(1, keepdim=True))
+    crossed = (scale * product)[:, :, None] * step[:, None]
+    return inverse + (factor * step)[:, :, None] * step[:, None] - crossed - crossed.mT
+
+
+def _product(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices @ vectors[:, :, None])[:, :, 0]

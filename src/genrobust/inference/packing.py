@@ -1,0 +1,77 @@
+"""Problems of any images and classes as full rows of a decoder bank.
+
+A bank decodes rows of one latent per class. Problems (an image and a class each) that are still open fall
+into no such rows, so they are packed into tiles of `rows` problems of one class, and the bank gets a decoder
+per tile. No decoder works for nothing but in the last tile of a class.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .objective import LatentObjective
+
+__all__ = ["Tile", "pack"]
+
+FULL = 0.9  # share of slots with a problem that is worth fewer, taller tiles
+HEIGHTS = (32, 16, 8, 4, 2, 1)
+
+
+@final
+@dataclass(frozen=True)
+class Tile:
+    """Some of the packed problems, and the objective that evaluates them.
+
+    Attributes:
+        objective: Its class g is the class of column g.
+        slots: Which problem is where; spare slots repeat one.
+        problems: The problems of this tile, each once.
+        positions: The flat slot of each of them.
+    """
+
+    objective: LatentObjective
+    slots: Int[Tensor, "rows groups"]
+    problems: Int[Tensor, " problems"]
+    positions: Int[Tensor, " problems"]
+
+
+def pack(objective: LatentObjective, classes: Int[Tensor, " problems"], *, limit: int) -> Iterator[Tile]:
+    """Pack problems of these classes into tiles of at most `limit` slots."""
+    counts = classes.bincount(minlength=objective.num_classes)
+    height = _height(counts.tolist(), limit=limit)
+    order = classes.argsort(stable=True)
+    rank = torch.arange(len(classes), device=classes.device) - (counts.cumsum(0) - counts)[classes[order]]
+    groups = (counts + height - 1) // height
+    column = (groups.cumsum(0) - groups)[classes[order]] + rank // height
+    class_of = torch.arange(objective.num_classes, device=classes.device).repeat_interleave(groups)
+    slots = order[torch.searchsorted(column, torch.arange(len(class_of), device=classes.device))]
+    slots = slots.expand(height, -1).clone()
+    slots[rank % height, column] = order
+    width = max(1, limit // height)
+    for first in range(0, len(class_of), width):
+        part = slice(first, first + width)
+        inside = (column >= first) & (column < first + width)
+        yield Tile(
+            _selected(objective, class_of[part]),
+            slots[:, part],
+            order[inside],
+            (rank % height)[inside] * len(class_of[part]) + column[inside] - first,
+        )
+
+
+def _height(counts: list[int], *, limit: int) -> int:
+    total = sum(counts)
+    for height in HEIGHTS:
+        slots = height * sum(-(-count // height) for count in counts)
+        if height <= limit and total >= FULL * slots:
+            return height
+    return 1
+
+
+def _selected(objective: LatentObjective, classes: Int[Tensor, " groups"]) -> LatentObjective:
+    every = torch.arange(objective.num_classes, device=classes.device)
+    return objective if torch.equal(classes, every) else objective.select(classes)
