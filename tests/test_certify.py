@@ -49,7 +49,7 @@ class Quadratic:
         return (shift - torch.einsum("knm,bkm->bkn", projected, shift)).norm(dim=2)
 
     def nearest(self, x: Tensor, y: int) -> float:
-        """The exact distance at which another class has as low a cost: a quadratic constraint, by its dual."""
+        """The exact distance at which another class costs as little: a quadratic constraint, by its dual."""
         others = [k for k in range(len(self.centres)) if k != y]
         return min(self._boundary(x, y, k) for k in others)
 
@@ -126,7 +126,7 @@ class SharedLinear(torch.nn.Module):
     def for_inference(self) -> "SharedLinear":
         return self
 
-    def select(self, classes: Tensor) -> "SharedLinear":
+    def select(self, _: Tensor) -> "SharedLinear":
         return self
 
 
@@ -159,7 +159,7 @@ def test_vade_with_a_linear_decoder(make_model: Make) -> None:
 
 
 def test_equation_40_is_of_no_use_where_the_decoder_is_shared(make_model: Make) -> None:
-    model, quadratic = linear_vade(make_model)
+    _, quadratic = linear_vade(make_model)
     x = torch.rand((20, 1, 8, 8), generator=seeded(3), dtype=torch.float64).flatten(1)
     costs = quadratic.costs(x)
     y = costs.argmin(1)
@@ -217,7 +217,7 @@ def test_a_radius_of_inexact_inference_is_found_out() -> None:
     )
 
 
-def test_what_cannot_be_compared() -> None:
+def test_what_cannot_be_compared(unchecked_types: None) -> None:
     with pytest.raises(ValueError, match=r"as many `distances` as `radii`, but got \(2,\) and \(3,\)"):
         check_certificate(torch.ones(3), torch.ones(2))
     with pytest.raises(ValueError, match="`distances` of at least 0, but got -1"):

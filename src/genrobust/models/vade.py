@@ -150,11 +150,11 @@ class VaDEClassifier(LatentClassifier):
         """
         if phase != "elbo":
             raise ValueError(f"Expected `phase` to be 'elbo', but got {phase!r}")
-        mean, log_variance = (part.float() for part in self.encoders(x[:, None]))
+        mean, log_variance = (part.to(x.dtype) for part in self.encoders(x[:, None]))
         z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         prior_mean, prior_log_variance = self.prior.mean[y, None], self.prior.log_variance[y, None]
         divergence = kl_between_normals(mean, log_variance, prior_mean, prior_log_variance)
-        cost = self.observation.cost(x[:, None].float(), self.decoders(z).float())
+        cost = self.observation.cost(x[:, None], self.decoders(z).to(x.dtype))
         if self.encoders.training:
             self._track(log_variance)
         loss: Tensor = (cost + divergence).mean()
