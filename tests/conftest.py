@@ -55,6 +55,8 @@ from genrobust import (  # noqa: E402
     MLPConfig,
     PoolCNN,
     PoolCNNConfig,
+    VaDEClassifier,
+    VaDEConfig,
 )
 from genrobust.inference import Codebook, KLPrior, LatentObjective, Posterior  # noqa: E402
 from genrobust.models.conditionals import ConditionalArchitecture  # noqa: E402
@@ -142,6 +144,11 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
             PoolCNN,
             PoolCNNConfig,
             {"input_shape": (2, 8, 9), "channels": (4, 5), "hidden": 8},
+        ),
+        "vade": (
+            VaDEClassifier,
+            VaDEConfig,
+            {"architecture": ARCHITECTURES["eabs"], "variance": 0.1, "inference": inference},
         ),
     }
     model_type, config_type, defaults = makers[name]

@@ -16,8 +16,8 @@ from genrobust.gradients import Envelope
 from genrobust.randomness import FixedNoise, FreshNoise, isolated_rng, noise_source
 
 Make = Callable[..., Any]
-MODELS = ["abs", "bnn", "cnn", "deep-bayes", "eabs", "mlp", "pool-cnn"]
-GENERATIVE = ["abs", "eabs"]
+MODELS = ["abs", "bnn", "cnn", "deep-bayes", "eabs", "mlp", "pool-cnn", "vade"]
+GENERATIVE = ["abs", "eabs", "vade"]
 each_model = pytest.mark.parametrize("name", MODELS)
 each_generative_model = pytest.mark.parametrize("name", GENERATIVE)
 
@@ -392,7 +392,10 @@ CHANGES = [
     replaced_data,
     half_precision_and_back,
 ]
-CASES = [(name, change) for name in GENERATIVE for change in CHANGES] + [("eabs", prior_step)]
+CASES = [(name, change) for name in GENERATIVE for change in CHANGES] + [
+    ("eabs", prior_step),
+    ("vade", prior_step),
+]
 
 
 @pytest.mark.parametrize(("name", "change"), CASES, ids=lambda v: getattr(v, "__name__", v))
@@ -626,7 +629,8 @@ def test_scores_are_log_likelihoods_of_equally_likely_classes(
     x = images(model, 5)
     noise = model.noise.stream(part=1)
     reconstruction, prior = model.with_inference(steps=0).objective.draw(model.search(x), noise)
-    observation = torch.distributions.Normal(reconstruction, 0.5**0.5)
+    variance = 0.1 if name == "vade" else 0.5
+    observation = torch.distributions.Normal(reconstruction, variance**0.5)
     joint = observation.log_prob(x[:, None]).sum((2, 3, 4)) - prior - np.log(model.num_classes)
     torch.testing.assert_close(model.with_inference(steps=0).class_scores(x), joint)
 

@@ -23,6 +23,7 @@ from .models.baselines import (
 )
 from .models.deep_bayes import DeepBayes, DeepBayesConfig
 from .models.eabs import EABS, EABSConfig
+from .models.vade import VaDEClassifier, VaDEConfig
 from .nets import Architecture, DecoderBank, architecture
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ __all__ = [
     "PoolCNNConfig",
     "Prediction",
     "Unrolled",
+    "VaDEClassifier",
+    "VaDEConfig",
     "Verification",
     "architecture",
     "attack_every_class",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .classifier import GenerativeClassifier
 from .inference import InferenceBudget, LatentObjective, Posterior, refine, refine_with_adam
-from .likelihood import log_mean_exp, squared_error
+from .likelihood import log_mean_exp
 from .randomness import Mode, NoiseSource
 
 __all__ = [
@@ -86,9 +86,9 @@ class Envelope:
             with torch.no_grad():
                 posterior = refine(objective, x, start, noise, budget=budget)
                 z = posterior.sample(noise)
-                reconstruction = torch.cat([objective.decoders(rows) for rows in z.split(decoded_rows)])
+                outputs = torch.cat([objective.decoders(rows) for rows in z.split(decoded_rows)])
                 prior_term = objective.beta * objective.prior(posterior, z)
-            return -(squared_error(x[:, None], reconstruction) + prior_term), posterior
+            return -(objective.observation.cost(x[:, None], outputs) + prior_term), posterior
 
         return _in_chunks(model, x, score, rows=_refined_rows(objective, budget, like=x))
 

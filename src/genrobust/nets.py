@@ -159,6 +159,27 @@ ARCHITECTURES: dict[str, Architecture] = {
         encoder_activation="relu",
         dropout=0.0,
     ),
+    # VGG-16's thirteen convolutions with strides in place of pooling, and their mirror image as decoder.
+    "vgg16-cifar": Architecture(
+        input_shape=(3, 32, 32),
+        latent_dim=10,
+        encoder=(
+            *(Conv(64, 3, 1, 1), Conv(64, 3, 2, 1)),
+            *(Conv(128, 3, 1, 1), Conv(128, 3, 2, 1)),
+            *(Conv(256, 3, 1, 1), Conv(256, 3, 1, 1), Conv(256, 3, 2, 1)),
+            *(Conv(512, 3, 1, 1), Conv(512, 3, 1, 1), Conv(512, 3, 2, 1)),
+            *(Conv(512, 3, 1, 1), Conv(512, 3, 1, 1), Conv(512, 3, 2, 1)),
+        ),
+        decoder=(
+            *(Conv(512, 4, 2, 1), Conv(512, 3, 1, 1), Conv(512, 3, 1, 1)),
+            *(Conv(512, 4, 2, 1), Conv(512, 3, 1, 1), Conv(256, 3, 1, 1)),
+            *(Conv(256, 4, 2, 1), Conv(256, 3, 1, 1), Conv(128, 3, 1, 1)),
+            *(Conv(128, 4, 2, 1), Conv(64, 3, 1, 1)),
+            *(Conv(64, 4, 2, 1), Conv(3, 3, 1, 1)),
+        ),
+        encoder_activation="relu",
+        dropout=0.0,
+    ),
 }
 
 
@@ -236,14 +257,17 @@ class DecoderBank(nn.Module):
     Args:
         arch: The architecture of each decoder.
         decoders: How many; 1 is a decoder that all classes share.
+        maps_per_channel: 2 has the decoder give two values in [0, 1] for every value of the image: all the
+            first ones come before the second.
 
     Memory is laid out channels-last: grouped transposed convolutions run several times faster so on CPUs.
     """
 
-    def __init__(self, arch: Architecture, *, decoders: int) -> None:
+    def __init__(self, arch: Architecture, *, decoders: int, maps_per_channel: int = 1) -> None:
         super().__init__()
         self.decoders = decoders
-        self.image_shape = arch.input_shape
+        image_channels, height, width = arch.input_shape
+        self.image_shape = (maps_per_channel * image_channels, height, width)
         self.activations = arch.decoder_activations
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = arch.latent_dim
@@ -253,9 +277,10 @@ class DecoderBank(nn.Module):
             channels = arch.decoder_stem
         for index, layer in enumerate(arch.decoder):
             last = index == len(arch.decoder) - 1
+            maps = layer.channels * (maps_per_channel if last else 1)
             layers[f"conv{index}"] = nn.ConvTranspose2d(
                 decoders * channels,
-                decoders * layer.channels,
+                decoders * maps,
                 layer.kernel,
                 layer.stride,
                 layer.padding,

@@ -24,6 +24,8 @@ from genrobust import (
     MLPConfig,
     PoolCNN,
     PoolCNNConfig,
+    VaDEClassifier,
+    VaDEConfig,
 )
 from genrobust.models.conditionals import ConditionalArchitecture, graph
 from genrobust.models.deep_bayes import SamplingBudget
@@ -61,6 +63,7 @@ MODELS = {
             inference=SamplingBudget(samples=3, seed=4),
         )
     ),
+    "vade": lambda: VaDEClassifier(VaDEConfig(num_classes=3, architecture=ARCH, variance=0.2, alpha=0.5)),
     "dv-abs": lambda: EABS(
         EABSConfig(
             num_classes=3,

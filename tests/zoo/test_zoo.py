@@ -20,7 +20,7 @@ from genrobust.zoo.recipes import MODEL_NAMES, build_model, recipe
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*")
 
 SHIPPED = [(name, dataset) for name in ("abs", "cnn", "eabs") for dataset in ("digits", "mnist")]
-SHIPPED += [(name, "digits") for name in ("deep-bayes", "mlp")]
+SHIPPED += [(name, "digits") for name in ("deep-bayes", "mlp", "vade")]
 
 
 def test_every_promised_model_is_shipped() -> None:
@@ -42,7 +42,8 @@ def test_card_tells_how_the_weights_were_made(name: str, dataset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("cnn", 0.97), ("abs", 0.93), ("eabs", 0.96), ("deep-bayes", 0.97), ("mlp", 0.93)]
+    ("name", "least"),
+    [("cnn", 0.97), ("abs", 0.93), ("eabs", 0.96), ("deep-bayes", 0.97), ("mlp", 0.93), ("vade", 0.95)],
 )
 def test_clean_accuracy_on_digits(name: str, least: float) -> None:
     model = load_model(name, dataset="digits")

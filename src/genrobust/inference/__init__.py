@@ -5,10 +5,12 @@ from .bfgs import refine_with_bfgs
 from .budget import InferenceBudget
 from .codebook import Codebook
 from .curvature import Curvature
-from .objective import Decoders, DiscriminatorPrior, KLPrior, LatentObjective, Posterior, Prior
+from .objective import ClassPrior, Decoders, DiscriminatorPrior, KLPrior, LatentObjective, Posterior, Prior
+from .observation import Observation, SquaredError, observation
 from .refinement import Refinement, refine
 
 __all__ = [
+    "ClassPrior",
     "Codebook",
     "Curvature",
     "Decoders",
@@ -16,9 +18,12 @@ __all__ = [
     "InferenceBudget",
     "KLPrior",
     "LatentObjective",
+    "Observation",
     "Posterior",
     "Prior",
     "Refinement",
+    "SquaredError",
+    "observation",
     "refine",
     "refine_with_adam",
     "refine_with_bfgs",

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..likelihood import squared_error
 from ..randomness import NoiseStream
 from .budget import InferenceBudget
 from .objective import LatentObjective, Posterior
@@ -138,28 +137,30 @@ class _Evaluation:
     ) -> Float[Tensor, "rows groups"]:
         if posterior.log_variance is None or self.draws is None:
             z = posterior.mean
-            return squared_error(x, objective.decoders(z)) + objective.beta * objective.prior(posterior, z)
+            cost = objective.observation.cost(x, objective.decoders(z))
+            return cost + objective.beta * objective.prior(posterior, z)
         count, draws = len(self.draws), self.draws[:, problems]
         z = (posterior.mean + (0.5 * posterior.log_variance).exp() * draws).flatten(0, 1)
         repeated = Posterior(*(p.expand(count, -1, -1, -1).flatten(0, 1) for p in posterior.parameters))
         images = x.expand(count, -1, -1, -1, -1, -1).flatten(0, 1)
-        losses = squared_error(images, objective.decoders(z)) + objective.beta * objective.prior(repeated, z)
+        cost = objective.observation.cost(images, objective.decoders(z))
+        losses = cost + objective.beta * objective.prior(repeated, z)
         expected: Tensor = losses.unflatten(0, (count, -1)).mean(0)
         return expected
 
     def inverse(
         self, points: Float[Tensor, "problems unknowns"], problems: Int[Tensor, " problems"]
     ) -> Float[Tensor, "problems unknowns unknowns"]:
-        """Give the inverse of the Gauss-Newton matrix, with the prior's unit curvature."""
+        """Give the inverse of the Gauss-Newton matrix, with the prior's curvature."""
         mean, *rest = points.split(self.latent_dim, 1)
-        matrices = self.objective.curvature(self.max_bytes, like=points).at(
-            mean, problems % self.objective.num_classes
-        )
-        identity = torch.eye(self.latent_dim, dtype=points.dtype, device=points.device)
-        inverse: Tensor = torch.linalg.inv(matrices + self.objective.beta * identity)
+        curvature = self.objective.curvature(self.max_bytes, like=points)
+        classes = problems % self.objective.num_classes
+        matrices = curvature.at(mean, classes)
+        precision = torch.diag_embed(curvature.moments[1][classes] ** -2)
+        inverse: Tensor = torch.linalg.inv(matrices + self.objective.beta * precision)
         if not rest:
             return inverse
-        # E ||x - G(z)||^2 holds v_d (J^T J)_dd / 1: its second derivative in log v_d is itself.
+        # The expected cost holds v_d (J^T F J)_dd / 2: its second derivative in log v_d is itself.
         spread = 0.5 * rest[0].exp() * matrices.diagonal(dim1=1, dim2=2) + 0.5 * self.objective.beta
         whole = points.new_zeros(*points.shape, points.shape[1])
         whole[:, : self.latent_dim, : self.latent_dim] = inverse

@@ -29,7 +29,11 @@ class Codebook:
     With c the mean decoded image, ||x - g||^2 = ||x - c||^2 - 2 (x - c).(g - c) + ||g - c||^2. The product is
     taken in the 64 principal components of the decoded images, and the best candidates are scored again with
     the images themselves, as long as these fit half of `max_bytes`. Where not even the components do, all
-    candidates are decoded anew at every search, in the model's own precision.
+    candidates are decoded anew at every search, in the model's own precision. Of another likelihood than the
+    squared error, x are the statistics, and g the features that a decoder's output has in it.
+
+    Attributes:
+        means: Standard normal draws, which the objective moves to where the prior of each class is.
     """
 
     def __init__(self, objective: LatentObjective, budget: InferenceBudget, *, like: Tensor) -> None:
@@ -61,29 +65,32 @@ class Codebook:
         self, x: Float[Tensor, "batch channels height width"]
     ) -> tuple[Posterior, Float[Tensor, "batch classes"]]:
         """Find the best candidate of every class, and its objective."""
-        pixels = x.flatten(1)
+        observation = self.objective.observation
+        constant = observation.constant(x.flatten(1))[:, None]
+        pixels = observation.statistics(x.flatten(1))
         if self.codes is None:
             index, loss = self._search_anew(pixels)
         else:
             rows = max(1, SCORES // self.codes[..., 0].numel())
             found = [self._search_codes(part, self.codes) for part in pixels.split(rows)]
             index, loss = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return self.objective.posterior(self.means[index]), loss
+        return self.objective.posterior(self.means[index]), loss + constant
 
     def _search_codes(
         self, pixels: Float[Tensor, "batch pixels"], codes: Float[Tensor, "classes candidates components"]
     ) -> tuple[Int[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         centred = pixels - self.centre
         scores = self._scores(centred @ self.basis, codes)
-        constant = centred.square().sum(1, keepdim=True)
+        shift = ((self.centre - 2 * pixels) @ self.centre)[:, None]
         if self.decoded is None:
             best, index = scores.min(2)
-            return index.mT, best.mT + constant
+            return index.mT, best.mT + shift
         groups = scores.unflatten(2, (-1, GROUP))
         chosen = groups.amin(3).topk(min(RESCORED, groups.shape[2]), dim=2, largest=False).indices
         members = groups.gather(2, chosen[..., None].expand(-1, -1, -1, GROUP))
         index = (GROUP * chosen + members.argmin(3)).transpose(0, 1)  # (B, K, 8)
-        return self._rescore(centred, index, self.decoded)
+        index, loss = self._rescore(centred, index, self.decoded)
+        return index, loss + shift
 
     def _scores(
         self,
@@ -107,8 +114,7 @@ class Codebook:
         offsets = self.offsets.flatten()[(classes * self.offsets.shape[1] + index).flatten()]
         products = (images @ centred[:, :, None]).reshape(index.shape)
         best, position = (offsets.reshape(index.shape) - 2 * products).min(2)
-        loss = best + centred.square().sum(1, keepdim=True)
-        return index.gather(2, position[..., None])[..., 0], loss
+        return index.gather(2, position[..., None])[..., 0], best
 
     def _search_anew(
         self, pixels: Float[Tensor, "batch pixels"]
@@ -123,7 +129,7 @@ class Codebook:
             better = value.mT < best
             best = torch.where(better, value.mT, best)
             index = torch.where(better, position.mT + rows.start, index)
-        return index, best + pixels.square().sum(1, keepdim=True)
+        return index, best
 
     @torch.no_grad()
     def _build(self) -> None:
@@ -151,14 +157,17 @@ class Codebook:
 
     @torch.no_grad()
     def _decode(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Decode some candidates for every class: images (K, T, N) and ||g||^2 + beta * prior (K, T)."""
-        mean = self.means[rows, None].expand(-1, self.objective.num_classes, -1)
-        posterior = self.objective.posterior(mean)
-        z = mean if posterior.log_variance is None else mean + self.noise[rows, None]
-        decoded = [self.objective.decoders(chunk).flatten(2) for chunk in z.split(self._chunk)]
-        images = torch.cat(decoded).transpose(0, 1).contiguous()
-        offset = images.square().sum(2) + self.objective.beta * self.objective.prior(posterior, z).mT
-        return images, offset
+        """Decode some candidates for every class: features (K, T, N) and offset + beta * prior (K, T)."""
+        draws = self.means[rows, None].expand(-1, self.objective.num_classes, -1)
+        posterior = self.objective.posterior(draws)
+        z = posterior.mean
+        if posterior.log_variance is not None:
+            z = z + (0.5 * posterior.log_variance).exp() * self.noise[rows, None]
+        features = self.objective.observation.features
+        decoded = [features(self.objective.decoders(chunk)) for chunk in z.split(self._chunk)]
+        images, offset = (torch.cat(parts) for parts in zip(*decoded, strict=True))
+        images, offset = images.transpose(0, 1).contiguous(), offset.mT
+        return images, offset + self.objective.beta * self.objective.prior(posterior, z).mT
 
     def state(self) -> dict[str, Tensor]:
         """Give the tensors that `from_state` restores; none where candidates are decoded at every search."""

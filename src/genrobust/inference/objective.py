@@ -2,9 +2,12 @@
 
 For every image x and class k, the variational distribution that minimises
 
-    l_k(x) = E_{z ~ N(mean, Sigma)} ||x - G_k(z)||^2 + beta * prior(z)          (ABS eq. 2, E-ABS eq. 6).
+    l_k(x) = E_{z ~ N(mean, Sigma)} cost(x, G_k(z)) + beta * prior(z),
+
+where the cost is ||x - G_k(z)||^2 (ABS eq. 2, E-ABS eq. 6) or another negative log-likelihood.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, final
@@ -13,13 +16,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..likelihood import kl_to_standard_normal, squared_error
+from ..likelihood import kl_between_normals, kl_to_standard_normal
 from ..nets import DiscriminatorBank
 from ..randomness import NoiseStream
 from .curvature import Curvature
+from .observation import Observation, SquaredError
 
-__all__ = ["Decoders", "DiscriminatorPrior", "KLPrior", "LatentObjective", "Posterior", "Prior"]
+__all__ = [
+    "ClassPrior",
+    "Decoders",
+    "DiscriminatorPrior",
+    "KLPrior",
+    "LatentObjective",
+    "Posterior",
+    "Prior",
+]
 
+SEPARATION = 3.0  # of the classes' initial means, in standard deviations
 CPU_ROWS = 32  # more fall out of the cache: twice the time an image at 128
 
 
@@ -113,13 +126,27 @@ class Prior(Protocol):
         """Give the term for every image and class, in nats."""
         ...
 
+    def moments(
+        self, *, like: Tensor
+    ) -> tuple[Float[Tensor, "#classes #latent"], Float[Tensor, "#classes #latent"]]:
+        """Give mean and standard deviation of p(z | class): where candidates are drawn."""
+        ...
+
     def select(self, classes: Int[Tensor, " groups"]) -> "Prior":
         """Give the term whose class g is class `classes[g]`."""
         ...
 
 
+class _StandardNormal(nn.Module):
+    """Abstract: p(z) = N(0, I) for every class."""
+
+    def moments(self, *, like: Tensor) -> tuple[Float[Tensor, "1 1"], Float[Tensor, "1 1"]]:
+        """Give 0 and 1."""
+        return like.new_zeros(1, 1), like.new_ones(1, 1)
+
+
 @final
-class KLPrior(nn.Module):
+class KLPrior(_StandardNormal):
     """KL[q(z) || N(0, I)] (ABS eq. 2)."""
 
     def forward(
@@ -136,7 +163,7 @@ class KLPrior(nn.Module):
 
 
 @final
-class DiscriminatorPrior(nn.Module):
+class DiscriminatorPrior(_StandardNormal):
     """-log D(z), with a discriminator that tells prior draws from encoded images (E-ABS eq. 3 and 6)."""
 
     def __init__(self, discriminators: DiscriminatorBank) -> None:
@@ -158,9 +185,52 @@ class DiscriminatorPrior(nn.Module):
 
 
 @final
+class ClassPrior(nn.Module):
+    """KL[q(z) || N(mu_y, diag(sigma_y^2))], with the moments of every class learned (Zhang 2020, eq. 28).
+
+    A posterior without variance counts `log_variance_of_points`, the encoder's typical log-variance, which
+    the owner keeps. It is the same for every image and class: the term then moves with the latent alone.
+    """
+
+    log_variance_of_points: Tensor
+
+    def __init__(self, num_classes: int, latent_dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(SEPARATION * torch.randn(num_classes, latent_dim))
+        self.log_variance = nn.Parameter(torch.zeros(num_classes, latent_dim))
+        self.register_buffer("log_variance_of_points", torch.zeros(latent_dim))
+
+    def forward(
+        self, posterior: Posterior, z: Float[Tensor, "batch classes latent"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give the divergence of the posterior; the drawn `z` does not matter."""
+        del z
+        log_variance = posterior.log_variance
+        if log_variance is None:
+            log_variance = self.log_variance_of_points
+        return kl_between_normals(posterior.mean, log_variance, self.mean, self.log_variance)
+
+    def moments(
+        self, *, like: Tensor
+    ) -> tuple[Float[Tensor, "classes latent"], Float[Tensor, "classes latent"]]:
+        """Give mu_y and sigma_y."""
+        del like
+        return self.mean.detach(), (0.5 * self.log_variance.detach()).exp()
+
+    def select(self, classes: Int[Tensor, " groups"]) -> "ClassPrior":
+        """Give the term with the moments of these classes, for inference."""
+        prior = copy.copy(self)
+        prior._parameters = {
+            name: nn.Parameter(values.detach()[classes], requires_grad=False)
+            for name, values in self.named_parameters()
+        }
+        return prior
+
+
+@final
 @dataclass(frozen=True)
 class LatentObjective:
-    """l_k(x) of a decoder bank and a prior term.
+    """l_k(x) of a likelihood, a decoder bank and a prior term.
 
     Attributes:
         decoders: The decoder bank G.
@@ -169,6 +239,7 @@ class LatentObjective:
         num_classes: K.
         latent_dim: D.
         variational: Whether the variance is optimised too (E-ABS), or only the mean (ABS).
+        observation: The likelihood of the image.
     """
 
     decoders: Decoders
@@ -177,6 +248,7 @@ class LatentObjective:
     num_classes: int
     latent_dim: int
     variational: bool
+    observation: Observation = field(default_factory=SquaredError)
     _curvatures: dict[tuple[torch.device, torch.dtype], Curvature] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -185,8 +257,8 @@ class LatentObjective:
         self, x: Float[Tensor, "batch channels height width"], posterior: Posterior, noise: NoiseStream
     ) -> Float[Tensor, "batch classes"]:
         """Evaluate l_k(x) with one draw of the posterior."""
-        reconstruction, prior_term = self.draw(posterior, noise)
-        return squared_error(x[:, None], reconstruction) + prior_term
+        outputs, prior_term = self.draw(posterior, noise)
+        return self.observation.cost(x[:, None], outputs) + prior_term
 
     def draw(
         self, posterior: Posterior, noise: NoiseStream
@@ -195,9 +267,17 @@ class LatentObjective:
         z = posterior.sample(noise)
         return self.decoders(z), self.beta * self.prior(posterior, z)
 
-    def posterior(self, mean: Tensor) -> Posterior:
-        """Make the distribution that a random candidate stands for: unit variance around its mean."""
-        return Posterior(mean, torch.zeros_like(mean) if self.variational else None)
+    def posterior(self, draws: Float[Tensor, "batch classes latent"]) -> Posterior:
+        """Make the distributions that candidates stand for: of the prior's variance around a prior draw.
+
+        Args:
+            draws: Standard normal noise, which is moved to where the prior of each class is.
+        """
+        location, scale = self.prior.moments(like=draws)
+        mean = location + scale * draws
+        if not self.variational:
+            return Posterior(mean)
+        return Posterior(mean, 2 * scale.log() + torch.zeros_like(mean))
 
     def for_inference(self) -> Self:
         """Give the same objective with decoders in the form that runs fastest."""
@@ -218,7 +298,12 @@ class LatentObjective:
         if key not in self._curvatures:
             rows = self.rows_per_chunk(max_bytes, like=like)
             latents = like.new_empty(rows, self.num_classes, self.latent_dim)
-            self._curvatures[key] = Curvature.fit(self.decoders, latents=latents)
+            self._curvatures[key] = Curvature.fit(
+                self.decoders,
+                latents=latents,
+                information=self.observation.information,
+                moments=self.prior.moments(like=like),
+            )
         return self._curvatures[key]
 
     def rows_per_chunk(self, max_bytes: int, *, like: Tensor) -> int:

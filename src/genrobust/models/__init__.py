@@ -8,11 +8,19 @@ from .abs import ABS, ABSConfig
 from .baselines import CNN, MLP, BayesianMLP, BayesianMLPConfig, CNNConfig, MLPConfig, PoolCNN, PoolCNNConfig
 from .deep_bayes import DeepBayes, DeepBayesConfig
 from .eabs import EABS, EABSConfig
+from .vade import VaDEClassifier, VaDEConfig
 
 __all__ = ["MODELS", "ModelConfig"]
 
 ModelConfig = (
-    ABSConfig | BayesianMLPConfig | CNNConfig | DeepBayesConfig | EABSConfig | MLPConfig | PoolCNNConfig
+    ABSConfig
+    | BayesianMLPConfig
+    | CNNConfig
+    | DeepBayesConfig
+    | EABSConfig
+    | MLPConfig
+    | PoolCNNConfig
+    | VaDEConfig
 )
 
 MODELS: dict[str, tuple[Callable[[Any], Classifier], type[ModelConfig]]] = {
@@ -23,4 +31,5 @@ MODELS: dict[str, tuple[Callable[[Any], Classifier], type[ModelConfig]]] = {
     "EABS": (EABS, EABSConfig),
     "MLP": (MLP, MLPConfig),
     "PoolCNN": (PoolCNN, PoolCNNConfig),
+    "VaDEClassifier": (VaDEClassifier, VaDEConfig),
 }

@@ -5,7 +5,7 @@ from typing import final
 
 from ..inference import InferenceBudget
 from ..nets import ARCHITECTURES, Architecture
-from .latent import LatentClassifier
+from .synthesis import SynthesisClassifier
 
 __all__ = ["ABS", "ABSConfig"]
 
@@ -37,7 +37,7 @@ class ABSConfig:
 
 
 @final
-class ABS(LatentClassifier):
+class ABS(SynthesisClassifier):
     """Decides by min_z ||x - G_k(z)||^2 + beta KL[N(z, I) || N(0, I)] over the VAE of each class (ABS eq. 2).
 
     Example:

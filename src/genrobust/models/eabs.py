@@ -5,7 +5,7 @@ from typing import final
 
 from ..inference import InferenceBudget
 from ..nets import ARCHITECTURES, Architecture
-from .latent import LatentClassifier
+from .synthesis import SynthesisClassifier
 
 __all__ = ["EABS", "EABSConfig"]
 
@@ -46,7 +46,7 @@ class EABSConfig:
 
 
 @final
-class EABS(LatentClassifier):
+class EABS(SynthesisClassifier):
     """Decides by min over N(mean, Sigma) of E ||x - G_k(z)||^2 - beta log D(z), per class (E-ABS eq. 6).
 
     Example:

@@ -1,20 +1,28 @@
 """Classifiers that search, for every class, the latent that explains the image best."""
 
-import math
 import os
+from abc import abstractmethod
 from dataclasses import fields, replace
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..classifier import GenerativeClassifier
 from ..gradients import Envelope, SurrogateGradient, surrogate_gradient
-from ..inference import Codebook, DiscriminatorPrior, InferenceBudget, KLPrior, LatentObjective, Posterior
+from ..inference import (
+    ClassPrior,
+    Codebook,
+    DiscriminatorPrior,
+    InferenceBudget,
+    KLPrior,
+    LatentObjective,
+    Observation,
+    Posterior,
+)
 from ..inference.codebook_files import fingerprint, read_codebook, write_codebook
-from ..likelihood import gaussian_log_normalizer, squared_error
-from ..nets import Architecture, DecoderBank, DiscriminatorBank, EncoderBank
+from ..nets import DecoderBank, EncoderBank
 from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
 
 __all__ = ["LatentClassifier"]
@@ -24,59 +32,61 @@ KEPT_CODEBOOKS = 2  # one for the attack, one for re-scoring with other candidat
 
 
 class LatentClassifier(GenerativeClassifier):
-    """Abstract: encoders, a decoder bank and a prior term; a subclass says which.
+    """Abstract: encoders, decoders, a likelihood and a prior term; a subclass says which, and trains them.
 
     Shapes: x (B, C, H, W), latents (B, K, D), scores (B, K).
 
     Attributes:
+        observation: The likelihood of an image, given what a decoder puts out.
         budget: How hard inference looks.
         gradient: The surrogate gradient that attackers are given.
         noise: The source of every random draw at inference.
         temperature: Divides class scores into logits.
         calibrates_temperature: Whether training sets it, on validation data; otherwise it is the paper's.
-        class_balanced: Whether training batches are (B, K, C, H, W): as many images of every class.
     """
 
     temperature: Tensor
 
     def __init__(
         self,
-        arch: Architecture,
         *,
+        encoders: EncoderBank,
+        decoders: DecoderBank,
+        prior: KLPrior | DiscriminatorPrior | ClassPrior,
+        observation: Observation,
+        input_shape: tuple[int, int, int],
         num_classes: int,
-        adversarial: bool,
-        discriminative: bool,
+        latent_dim: int,
         variational: bool,
         beta: float,
-        gamma: float,
+        log_constant: float,
         temperature: float | None,
         probability_floor: float,
         budget: InferenceBudget,
     ) -> None:
-        super().__init__(input_shape=arch.input_shape, num_classes=num_classes)
-        networks = 1 if discriminative else num_classes
-        self.encoders = EncoderBank(arch, encoders=networks)
-        self.decoders = DecoderBank(arch, decoders=num_classes)
-        self.prior = (
-            DiscriminatorPrior(DiscriminatorBank(arch, discriminators=networks)) if adversarial else KLPrior()
-        )
+        super().__init__(input_shape=input_shape, num_classes=num_classes)
+        self.encoders, self.decoders, self.prior = encoders, decoders, prior
+        self.observation = observation
         self.register_buffer("temperature", torch.tensor(1.0 if temperature is None else temperature))
         self.calibrates_temperature = temperature is None
-        self.class_balanced = not discriminative
         self.randomized = variational
         self.beta = beta
-        self.gamma = gamma
         self.probability_floor = probability_floor
         self.variational = variational
-        self.latent_dim = arch.latent_dim
+        self.latent_dim = latent_dim
         self.budget = budget
         self.gradient: SurrogateGradient = Envelope()
         self.noise: NoiseSource = FixedNoise(0)
-        self._log_constant = gaussian_log_normalizer(math.prod(arch.input_shape)) - math.log(num_classes)
+        self._log_constant = log_constant
         self._derived = _Derived()
         self._remembered: Posterior | None = None
         self._refined: Tensor | None = None
         self.set_parts_training(False)
+
+    @property
+    @abstractmethod
+    def phases(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates."""
 
     def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """Estimate the bound on log p(x, y = k) in nats, with the surrogate gradient in `x`.
@@ -187,6 +197,7 @@ class LatentClassifier(GenerativeClassifier):
                 num_classes=self.num_classes,
                 latent_dim=self.latent_dim,
                 variational=self.variational,
+                observation=self.observation,
             )
         return self._derived.objective
 
@@ -264,67 +275,6 @@ class LatentClassifier(GenerativeClassifier):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_derived": _Derived(), "_remembered": None, "_refined": None}
-
-    @property
-    def phases(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters that each phase of a training step updates (E-ABS Algorithm 1)."""
-        autoencoder = [*self.encoders.parameters(), *self.decoders.parameters()]
-        if isinstance(self.prior, DiscriminatorPrior):
-            return {"autoencoder": autoencoder, "discriminator": list(self.prior.parameters())}
-        return {"autoencoder": autoencoder}
-
-    def training_loss(self, phase: str, x: Tensor, y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """Give the loss of one phase, from torch's global generator.
-
-        Args:
-            phase: `"autoencoder"` or `"discriminator"`.
-            x: Images (B, C, H, W), or (B, K, C, H, W) when `class_balanced`.
-            y: Labels; unused when `class_balanced`.
-        """
-        images = x if self.class_balanced else x[:, None]
-        if phase == "discriminator":
-            return self._discriminator_loss(images)
-        if phase != "autoencoder":
-            raise ValueError(f"Expected `phase` out of {sorted(self.phases)}, but got {phase!r}")
-        posterior, z = self._encode_sample(images)
-        penalty = self.beta * self.prior(posterior, z)
-        latents = z.expand(-1, self.num_classes, -1)
-        cost = squared_error(images.float(), self.decoders(latents).float())
-        if self.class_balanced:  # ABS eq. 1: every image is of its decoder's class
-            balanced: Tensor = (cost + penalty).mean()
-            return balanced
-        own: Tensor = (cost.gather(1, y[:, None]) + penalty).mean()  # E-ABS eq. 5
-        return own + self.gamma * nn.functional.cross_entropy(-cost, y)
-
-    def _discriminator_loss(self, images: Float[Tensor, "batch classes channels height width"]) -> Tensor:
-        if not isinstance(self.prior, DiscriminatorPrior):
-            raise ValueError("Expected an adversarial model for the phase 'discriminator'")
-        with torch.no_grad():
-            encoded = self._encode_sample(images)[1]
-            if self.class_balanced:
-                encoded = torch.cat([encoded, self._encode_other_classes(images)])
-        softplus, discriminate = nn.functional.softplus, self.prior.discriminators
-        fake, real = discriminate(encoded), discriminate(torch.randn_like(encoded))
-        return self.beta * (softplus(-real).mean() + softplus(fake).mean())
-
-    def _encode_other_classes(
-        self, images: Float[Tensor, "batch classes channels height width"]
-    ) -> Float[Tensor, "batch classes latent"]:
-        """Encode images of other classes, which class-specific discriminators see too (E-ABS section 4.4).
-
-        In evaluation mode: the encoders' batch statistics are of their own classes.
-        """
-        shift, training = int(torch.randint(1, self.num_classes, ())), self.encoders.training
-        self.encoders.eval()
-        encoded = self._encode_sample(images.roll(shift, 1))[1]
-        self.encoders.train(training)
-        return encoded
-
-    def _encode_sample(
-        self, images: Float[Tensor, "batch encoders channels height width"]
-    ) -> tuple[Posterior, Float[Tensor, "batch encoders latent"]]:
-        mean, log_variance = (part.float() for part in self.encoders(images))
-        return Posterior(mean, log_variance), mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
 
 class _Derived:

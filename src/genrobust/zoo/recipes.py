@@ -20,6 +20,7 @@ from ..models.baselines import (
 from ..models.conditionals import GRAPHS, VAE_CNN, VAE_MLP, ConditionalArchitecture
 from ..models.deep_bayes import DeepBayes, DeepBayesConfig
 from ..models.eabs import EABS, EABSConfig
+from ..models.vade import VaDEClassifier, VaDEConfig
 from ..nets import Architecture, architecture
 
 __all__ = ["MODEL_NAMES", "Recipe", "build_model", "recipe"]
@@ -44,7 +45,7 @@ _DEEP_BAYES = {"deep-bayes": "GF", "deep-bayes-mlp": "GF"} | {
 _BASELINES = ("bnn", "mlp", "pool-cnn")
 
 MODEL_NAMES = tuple(
-    sorted(["abs", "adv-l2", "adv-linf", "cnn", "eabs", *_BASELINES, *_DEEP_BAYES, *_VARIANTS])
+    sorted(["abs", "adv-l2", "adv-linf", "cnn", "eabs", "vade", *_BASELINES, *_DEEP_BAYES, *_VARIANTS])
 )
 
 
@@ -81,6 +82,8 @@ def recipe(model: str, dataset: str) -> Recipe:
     if model in _DEEP_BAYES or model in _BASELINES:
         training = {"epochs": 100, "batch_size": 50, "learning_rate": 1e-4, "noise_std": 0.0}
         return Recipe(training=training)
+    if model == "vade":  # Zhang et al. 2020, Algorithm 1; neither rate nor epochs are given
+        return Recipe(training={"epochs": 100, "batch_size": 256, "noise_std": 0.0})
     epochs = 800 if dataset == "svhn" and model != "cnn" else 500
     return Recipe(training={"epochs": epochs, "noise_std": noise_std})
 
@@ -99,6 +102,8 @@ def build_model(model: str, dataset: str) -> Classifier:
         return DeepBayes(DeepBayesConfig(num_classes=info.num_classes, architecture=sizes, graph=graph))
     if model in _BASELINES:
         return _baseline(model, dataset)
+    if model == "vade":
+        return _vade(dataset)
     arch = _architecture(dataset)
     if model == "abs":
         if info.input_shape == architecture("abs-mnist").input_shape:
@@ -113,11 +118,27 @@ def build_model(model: str, dataset: str) -> Classifier:
     return EABS(replace(config, **_VARIANTS.get(model, {})))
 
 
+def _vade(dataset: str) -> VaDEClassifier:
+    """Build LeNet for 28 x 28 and VGG-16 for 32 x 32 pixels, with the constant variance of section 3.5.
+
+    VGG-16 is refined by Adam: for BFGS, thousands of latents are decoded before the first image is.
+    """
+    info = dataset_info(dataset)
+    config = VaDEConfig(num_classes=info.num_classes, variance=0.1)
+    if info.input_shape != config.architecture.input_shape:
+        arch = _of_shape(architecture("vgg16-cifar"), info.input_shape)
+        config = replace(config, architecture=arch, inference=replace(config.inference, method="adam"))
+    return VaDEClassifier(config)
+
+
 def _architecture(dataset: str) -> Architecture:
     shape = dataset_info(dataset).input_shape
     if shape == (1, 28, 28):
         return architecture("eabs-mnist")
-    arch = architecture("eabs-supertraffic" if dataset == "gtsrb" else "eabs-svhn")
+    return _of_shape(architecture("eabs-supertraffic" if dataset == "gtsrb" else "eabs-svhn"), shape)
+
+
+def _of_shape(arch: Architecture, shape: tuple[int, int, int]) -> Architecture:
     last = replace(arch.decoder[-1], channels=shape[0])
     return replace(arch, input_shape=shape, decoder=(*arch.decoder[:-1], last))
 
@@ -186,5 +207,8 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
         "precision": "bf16-mixed",
     },
     ("eabs", "digits"): {"epochs": 150, "batch_size": 64, "halve_every": 60, "precision": "bf16-mixed"},
+    ("vade", "digits"): {"epochs": 80, "batch_size": 64, "halve_every": 27, "noise_std": 0.0},
+    ("vade", "mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
+    ("vade", "fashion_mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
     ("eabs", "mnist"): {"epochs": 16, "batch_size": 128, "halve_every": 7, "precision": "bf16-mixed"},
 }
