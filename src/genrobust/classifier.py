@@ -2,8 +2,9 @@
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 
 from .randomness import Mode
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = [
     "Classifier",
     "GenerativeClassifier",
     "Prediction",
+    "changed_budget",
     "check_images",
     "check_layout",
     "check_range",
@@ -22,6 +27,8 @@ __all__ = [
 ]
 
 RANGE_TOLERANCE = 1e-6
+
+B = TypeVar("B", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,18 @@ def valid_images(x: Float[Tensor, "batch channels height width"]) -> Bool[Tensor
     """Say which images are finite and in [0, 1], up to 1e-6."""
     inside = (x >= -RANGE_TOLERANCE) & (x <= 1 + RANGE_TOLERANCE)  # False for NaN too
     return inside.flatten(1).all(1)
+
+
+def changed_budget(budget: B, changes: Mapping[str, Any]) -> B:
+    """Give a budget with other fields: what `with_inference` is made of.
+
+    Raises:
+        ValueError: If a field is unknown, or its value makes no sense.
+    """
+    known = {field.name for field in fields(budget)}
+    if unknown := sorted(changes.keys() - known):
+        raise ValueError(f"Expected fields of {type(budget).__name__}, {sorted(known)}, but got {unknown}")
+    return replace(budget, **changes)
 
 
 class Classifier(nn.Module, ABC):

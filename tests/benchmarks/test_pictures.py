@@ -99,3 +99,30 @@ def test_the_command_writes_a_png(tmp_path: Path) -> None:
     done = typer.testing.CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert imread(out).shape[0] > 100
+
+
+@pytest.mark.parametrize("name", ["abs", "eabs", "vade"])
+def test_models_that_search_draw_what_they_search(name: str, make_model: Make, images: Make) -> None:
+    model = make_model(name)
+    x = images(model, 3)
+    drawn = model.sample(2, generator=torch.Generator().manual_seed(0))
+    assert drawn.shape == (4, 2, *model.input_shape)
+    reconstructions = model.reconstruct(x)
+    assert reconstructions.shape == (3, 4, *model.input_shape)
+    if name != "vade":  # the score is of the reconstruction, and of the prior term, which is never negative
+        distances = (x[:, None] - reconstructions).square().flatten(2).sum(2)
+        losses = -model.scores_to_logits(model.class_scores(x)) * model.temperature
+        assert (losses >= distances * (1 - 1e-4)).all()
+        assert (losses - distances).abs().max() > 1e-3
+    y = torch.tensor([2, 0, 1])
+    proposal = model._proposal(x).mean
+    torch.testing.assert_close(model.encode(x, y), proposal[torch.arange(3), y])
+
+
+def test_samples_of_a_mixture_are_drawn_around_the_means_of_their_classes(make_model: Make) -> None:
+    model = make_model("vade")
+    with torch.no_grad():
+        model.prior.log_variance.fill_(-40)
+    drawn = model.sample(3, generator=torch.Generator().manual_seed(0))
+    means = model.observation.mean(model.decoders(model.prior.mean[None]))[0]
+    torch.testing.assert_close(drawn, means[:, None].expand_as(drawn), rtol=1e-3, atol=1e-3)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, final
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..classifier import GenerativeClassifier
+from ..classifier import GenerativeClassifier, changed_budget
 from ..gradients import Estimated
 from ..likelihood import (
     OBSERVATION_VARIANCE,
@@ -272,10 +272,7 @@ class DeepBayes(GenerativeClassifier):
         Raises:
             ValueError: If a field is unknown or its value makes no sense.
         """
-        known = {field.name for field in fields(SamplingBudget)}
-        if unknown := sorted(budget.keys() - known):
-            raise ValueError(f"Expected fields of SamplingBudget, {sorted(known)}, but got {unknown}")
-        changed = replace(self.budget, **budget)
+        changed = changed_budget(self.budget, budget)
         return self._variant(budget=changed, randomized=not changed.posterior_mean)
 
     def with_gradient(self, gradient: Literal["exact", "estimated"] | Estimated) -> Self:

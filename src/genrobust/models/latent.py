@@ -2,14 +2,14 @@
 
 import os
 from abc import abstractmethod
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..classifier import GenerativeClassifier
+from ..classifier import GenerativeClassifier, changed_budget
 from ..gradients import Envelope, SurrogateGradient, surrogate_gradient
 from ..inference import (
     ClassPrior,
@@ -20,6 +20,7 @@ from ..inference import (
     LatentObjective,
     Observation,
     Posterior,
+    refine,
 )
 from ..inference.codebook_files import fingerprint, read_codebook, write_codebook
 from ..nets import DecoderBank, EncoderBank
@@ -112,6 +113,39 @@ class LatentClassifier(GenerativeClassifier):
         if self.probability_floor:
             logits = torch.logaddexp(logits, logits.new_tensor(self.probability_floor).log())
         return logits.softmax(1)
+
+    def reconstruct(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes channels height width"]:
+        """Give E[x | z_y] with the latent that inference finds for every class; constant in `x`."""
+        x = self.check(x)
+        if not len(x):
+            return x[:, None].expand(-1, self.num_classes, -1, -1, -1)
+        with torch.inference_mode(False), torch.no_grad():
+            rows = self.objective.rows_per_chunk(self.budget.max_bytes, like=x)
+            return torch.cat([self._reconstruct_rows(part.clone()) for part in x.split(rows)])
+
+    def _reconstruct_rows(self, x: Float[Tensor, "batch channels height width"]) -> Tensor:
+        noise = self.noise.stream(part=1)
+        found = refine(self.objective, x, self.search(x), noise, budget=self.budget)
+        return self.observation.mean(self.objective.decoders(found.sample(noise)))
+
+    @torch.no_grad()
+    def sample(
+        self, per_class: int, *, generator: torch.Generator
+    ) -> Float[Tensor, "classes samples channels height width"]:
+        """Draw images of every class: E[x | z] for z from the prior."""
+        shape = (per_class, self.num_classes, self.latent_dim)
+        draws = torch.randn(shape, generator=generator).to(next(self.parameters()))
+        latents = self.objective.posterior(draws).mean
+        return self.observation.mean(self.objective.decoders(latents)).transpose(0, 1)
+
+    @torch.no_grad()
+    def encode(
+        self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Give the encoder's mean; of the class's own encoder, where each has one."""
+        return self._proposal(self.check(x)).mean[torch.arange(len(x), device=x.device), y]
 
     @torch.no_grad()
     def search(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
@@ -253,10 +287,7 @@ class LatentClassifier(GenerativeClassifier):
         Raises:
             ValueError: If a field is unknown or its value makes no sense.
         """
-        known = {field.name for field in fields(InferenceBudget)}
-        if unknown := sorted(budget.keys() - known):
-            raise ValueError(f"Expected fields of InferenceBudget, {sorted(known)}, but got {unknown}")
-        changed = replace(self.budget, **{"warm_start": False, **budget})
+        changed = changed_budget(self.budget, {"warm_start": False, **budget})
         method = changed.refines_with(variational=self.variational)
         if changed.refined_classes is not None and method == "adam":
             raise ValueError("Expected `method` 'bfgs' with `refined_classes`, but got 'adam'")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..inference import ClassPrior, InferenceBudget, observation, refine
+from ..inference import ClassPrior, InferenceBudget, observation
 from ..likelihood import kl_between_normals
 from ..nets import ARCHITECTURES, Architecture, DecoderBank, EncoderBank
 from .latent import LatentClassifier
@@ -118,22 +118,6 @@ class VaDEClassifier(LatentClassifier):
             budget=config.inference,
         )
         self.config = config
-
-    def reconstruct(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes channels height width"]:
-        """Give E[x | z_y] with the latent that inference finds for every class; constant in `x`."""
-        x = self.check(x)
-        if not len(x):
-            return x[:, None].expand(-1, self.num_classes, -1, -1, -1)
-        with torch.inference_mode(False), torch.no_grad():
-            rows = self.objective.rows_per_chunk(self.budget.max_bytes, like=x)
-            return torch.cat([self._reconstruct_rows(part.clone()) for part in x.split(rows)])
-
-    def _reconstruct_rows(self, x: Float[Tensor, "batch channels height width"]) -> Tensor:
-        noise = self.noise.stream(part=1)
-        found = refine(self.objective, x, self.search(x), noise, budget=self.budget)
-        return self.observation.mean(self.objective.decoders(found.sample(noise)))
 
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:

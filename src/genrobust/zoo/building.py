@@ -12,9 +12,11 @@ from lightning.fabric.strategies import DDPStrategy
 
 from ..classifier import Classifier, GenerativeClassifier
 from ..data import ImageDataset, load_dataset
+from ..models.deep_bayes import DeepBayes
 from ..models.latent import LatentClassifier
+from ..models.vade import VaDEClassifier
 from ..randomness import isolated_rng
-from ..selective import Detector, Reconstructs, calibrate_detector, save_detectors
+from ..selective import Detector, calibrate_detector, save_detectors
 from ..storage import write_json
 from ..training import TrainingConfig, TrainingResult, accuracy, fit
 from . import list_models, load_model
@@ -45,8 +47,7 @@ def train_recipe(
     Args:
         name: The model, such as "eabs".
         dataset: The data set, such as "mnist".
-        folder: Of checkpoint, weights, card and, where the model reconstructs, detectors; the same call
-            resumes.
+        folder: Of checkpoint, weights, card and, of the likelihood models, detectors; the same call resumes.
         root: Folder of `<dataset>.npz`.
         initial: Weights to start from, in place of the recipe's.
         overrides: Fields of `TrainingConfig` in place of the recipe's.
@@ -75,7 +76,7 @@ def train_recipe(
     if not fabric.is_global_zero:
         return None
     save_model(model, folder / WEIGHTS)
-    if isinstance(model, GenerativeClassifier) and isinstance(model, Reconstructs):
+    if isinstance(model, DeepBayes | VaDEClassifier):
         save_detectors(calibrate_detectors(model, training), folder / DETECTORS)
     test = load_dataset(dataset, "test", root=root)
     card = _card(name, model, config, result, test.subset(slice(test_images or None)))
