@@ -75,7 +75,8 @@ def _query(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
 def _through(toolkit: str, model: Classifier, x: Tensor, y: Tensor) -> Query:
     target = available()[toolkit].load().wrap(model)
     if toolkit == "art":  # takes and gives arrays
-        return partial(target.loss_gradient, x.numpy(), y.numpy())
+        one_hot = nn.functional.one_hot(y, model.num_classes).float()
+        return partial(target.loss_gradient, x.numpy(), one_hot.numpy())
     return partial(_query, target, x, y)
 
 

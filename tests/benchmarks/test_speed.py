@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from genrobust.adapters import available
 from genrobust.benchmarks.speed import agreement
 from genrobust.benchmarks.speed.attack import projected_gradient_descent
+from genrobust.benchmarks.speed.overhead import measure_overhead
 from genrobust.benchmarks.speed.partial import run_in_batches
 from genrobust.benchmarks.speed.reference import PlainInference
 from genrobust.benchmarks.speed.studies import STUDIES
@@ -114,3 +116,9 @@ def test_the_attack_of_a_linear_model_finds_the_nearest_boundary() -> None:
     short = projected_gradient_descent(scores, x, y, steps=10, epsilon=0.2)
     assert scores(short).argmax(1).tolist() == [0, 0]
     torch.testing.assert_close(short[0], x[0] + 0.2 * direction)
+
+
+def test_the_overhead_of_every_installed_toolkit_is_measured() -> None:
+    results = measure_overhead(batch_size=2, budget={"candidates": 8, "steps": 1}, repeats=1)
+    assert set(results["toolkits"]) == set(available())
+    assert all(row["ms"] > 0 for row in results["toolkits"].values())
