@@ -59,7 +59,7 @@ def cosine(first: Tensor, second: Tensor) -> float:
 def test_the_envelope_gradient_is_equation_8(
     method: str, linear_gaussian: Make, linear_images: Tensor
 ) -> None:
-    oracle = linear_gaussian(budget=budget(steps=300, method=method, tolerance=1e-9))
+    oracle = linear_gaussian(budget=budget(steps=300, method=method, tolerance=1e-9, trailing_tolerance=0))
     x = linear_images.clone().requires_grad_()
     gradients = class_gradients(Envelope().scores(oracle, x), x)
     reconstruction = oracle.decoders(oracle.optimal_mean(linear_images))

@@ -2,7 +2,7 @@
 
 Dense BFGS (Nocedal and Wright 2006, chapter 6) for a batch of small problems, one per image and class. It
 starts from the Gauss-Newton matrix, backtracks to Armijo's condition, and leaves a problem alone as soon as
-the quadratic model promises to gain less than the tolerance.
+the quadratic model promises to gain less than the tolerance, or little of what its class is behind.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -177,10 +177,13 @@ def _iterations(
     inverse = evaluation.inverse(points, problems)
     state = _State(problems, points, losses, gradients, inverse, torch.ones_like(losses))
     ended = []
-    waiting = torch.zeros_like(problems, dtype=torch.bool)
+    best = losses.new_full((len(evaluation.x),), torch.inf)
     for _ in range(budget.steps):
         direction, slope = _direction(state, evaluation.latent_dim, budget.radius)
-        waiting = (-0.5 * slope < budget.tolerance) | (state.length < SHORTEST)
+        image = state.problem // evaluation.objective.num_classes
+        best = best.scatter_reduce(0, image, state.loss, "amin")
+        tolerance = (budget.trailing_tolerance * (state.loss - best[image])).clamp_min(budget.tolerance)
+        waiting = (-0.5 * slope < tolerance) | (state.length < SHORTEST)
         kept = ~waiting
         remaining = int(kept.sum())
         if not remaining:

@@ -28,6 +28,9 @@ class InferenceBudget:
         warm_start: Whether the latents of the last call are candidates too, if it had as many images: for
             attacks, whose images hardly move. Verdicts are to be made without.
         tolerance: BFGS ends where its quadratic model promises to gain less than this many nats.
+        trailing_tolerance: It also ends where that is less than this share of what the class is behind the
+            image's best one so far: no promise short of it can change the decision. Scores of classes far
+            behind are looser bounds for it; 0 refines all of them alike.
         expectation_draws: Common random draws whose mean BFGS minimises, in models that optimise a variance.
         radius: Latent means are kept within this distance of the origin, if given.
         bfloat16_search: Whether candidates are compared in bfloat16, half the memory traffic; the best are
@@ -43,6 +46,7 @@ class InferenceBudget:
     steps: int = 50
     learning_rate: float = 0.05
     tolerance: float = 0.005
+    trailing_tolerance: float = 0.01
     expectation_draws: int = 8
     refined_classes: int | None = None
     warm_start: bool = False
@@ -69,10 +73,10 @@ class InferenceBudget:
             )
         if self.method not in get_args(Method):
             raise ValueError(f"Expected `method` out of {list(get_args(Method))}, but got {self.method!r}")
-        if not self.tolerance > 0 or self.expectation_draws < 1:
+        if not self.tolerance > 0 or not 0 <= self.trailing_tolerance < 1 or self.expectation_draws < 1:
             raise ValueError(
-                "Expected `tolerance` above 0 and `expectation_draws` of at least 1, "
-                f"but got {self.tolerance} and {self.expectation_draws}"
+                "Expected `tolerance` above 0, `trailing_tolerance` in [0, 1) and `expectation_draws` of at "
+                f"least 1, but got {self.tolerance}, {self.trailing_tolerance} and {self.expectation_draws}"
             )
         if self.refined_classes is not None and (self.refined_classes < 1 or self.method == "adam"):
             raise ValueError(
