@@ -32,7 +32,7 @@ __all__ = [
     "Prior",
 ]
 
-SEPARATION = 3.0  # of the classes' initial means, in standard deviations
+SEPARATION = 10.0  # of the classes' initial means, in standard deviations
 CPU_ROWS = 32  # more fall out of the cache: twice the time an image at 128
 
 

@@ -74,7 +74,7 @@ class VaDEClassifier(LatentClassifier):
       envelope gradient is exact, eq. 38 can hold, and no attacker moves a score by moving a variance.
     - "z obeys N(mu_y, sigma_y^2)" below eq. 35 would ignore the image: z is that of q, as in eq. 31.
     - Eq. 27 halves the Bernoulli likelihood, which would be no bound on log p(x): it is not halved here.
-    - mu_y starts at 3 times a standard normal draw, sigma_y at 1: nearer parts overlap, and stay so.
+    - mu_y starts at 10 times a standard normal draw, sigma_y at 1: nearer parts overlap, and stay so.
     - The rate of Adam, the number of epochs: see `zoo.recipes`.
 
     A likelihood at the mean leaves out how it falls around it: the score may exceed log p(x, y), by about
