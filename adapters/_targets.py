@@ -37,11 +37,12 @@ def nearest_claim_of_every_class(
         norm: In which the nearest is chosen.
 
     Returns:
-        The images (the first class's, where no class has a claim), and where there is one.
+        The images (the clean ones, where no class has a claim), and where there is one.
     """
     runs = [attack((labels + shift) % num_classes) for shift in range(1, num_classes)]
     claimed = torch.stack([run.claimed for run in runs if run.claimed is not None])
     distances = torch.stack([distance(run.images - images, norm) for run in runs])
     best = distances.masked_fill(~claimed, torch.inf).argmin(0)
     rows = torch.arange(len(labels), device=labels.device)
-    return Crafted(torch.stack([run.images for run in runs])[best, rows], claimed.any(0))
+    found, any_claim = torch.stack([run.images for run in runs])[best, rows], claimed.any(0)
+    return Crafted(torch.where(any_claim[:, None, None, None], found, images), any_claim)

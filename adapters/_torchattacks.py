@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
+from ..gradients import Unrolled
+from ..models.latent import LatentClassifier
 from ..views import AttackView, Output, attack_view
 from ._targets import nearest_claim_of_every_class
 from .catalogues.torchattacks import TORCHATTACKS
@@ -67,6 +69,7 @@ class TorchattacksModel(nn.Module):
         self.num_classes = model.num_classes
         self.num_columns = model.num_columns
         self.rejects = model.rejects
+        self._searches = any(isinstance(part, LatentClassifier) for part in model.modules())
         self.eval()
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
@@ -83,8 +86,9 @@ class TorchattacksModel(nn.Module):
             TypeError: If `x` is no tensor.
         """
         model: nn.Module = self.view
-        if self.training and isinstance(self.view.model, GenerativeClassifier):
-            model = self.view.model.with_gradient("unrolled")  # the envelope has no gradient in the weights
+        if self.training and isinstance(self.view.model, GenerativeClassifier) and self._searches:
+            # The envelope has no gradient in the weights.
+            model = self.view.model.with_gradient(Unrolled(through_weights=True))
         answers: Tensor = model(x)
         if self.output != "logits":
             return answers

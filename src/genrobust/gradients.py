@@ -38,6 +38,11 @@ class LatentModel(Protocol):
         ...
 
     @property
+    def trainable_objective(self) -> LatentObjective:
+        """The same objective, differentiable in the model's weights."""
+        ...
+
+    @property
     def budget(self) -> InferenceBudget:
         """How hard inference looks."""
         ...
@@ -100,9 +105,15 @@ class Unrolled:
 
     The search for the starting point stays constant. Memory grows with `steps`. The refinement is Adam's,
     whatever the budget's method: a converged optimum has nothing to unroll, and the envelope is exact there.
+
+    Attributes:
+        steps: How many steps.
+        through_weights: Whether the scores are differentiable in the weights too, for attacks that fine-tune
+            the model; slower.
     """
 
     steps: int = 5
+    through_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -114,7 +125,8 @@ class Unrolled:
         """Give -l_k(x), differentiable in `x` directly and through the last steps."""
         unrolled = min(self.steps, model.budget.steps) if x.requires_grad and torch.is_grad_enabled() else 0
 
-        objective, budget = model.objective, model.budget
+        objective = model.trainable_objective if self.through_weights else model.objective
+        budget = model.budget
 
         def score(x: Tensor, start: Posterior) -> tuple[Tensor, Posterior]:
             noise = model.noise.stream(part=1)

@@ -224,16 +224,21 @@ class LatentClassifier(GenerativeClassifier):
         if self._derived.objective is None or not _same(self._derived.weights, parts):
             self._derived.weights = [part.detach().clone() for part in parts]
             self._derived.codebooks.clear()
-            self._derived.objective = LatentObjective(
-                decoders=self.decoders.for_inference(),
-                prior=self.prior,
-                beta=self.beta,
-                num_classes=self.num_classes,
-                latent_dim=self.latent_dim,
-                variational=self.variational,
-                observation=self.observation,
-            )
+            self._derived.objective = self.trainable_objective.for_inference()
         return self._derived.objective
+
+    @property
+    def trainable_objective(self) -> LatentObjective:
+        """The same objective with decoders in the form that is trained: differentiable in the weights."""
+        return LatentObjective(
+            decoders=self.decoders,
+            prior=self.prior,
+            beta=self.beta,
+            num_classes=self.num_classes,
+            latent_dim=self.latent_dim,
+            variational=self.variational,
+            observation=self.observation,
+        )
 
     def _codebook(self, x: Tensor) -> Codebook:
         """Give the codebook of this budget and of the weights as they are now."""
