@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal, TypeVar, final, get_args
+from typing import Literal, TypeVar, cast, final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..classifier import Classifier, GenerativeClassifier, valid_images
+from ..purification import Purified
 
 __all__ = [
     "BALL_TOLERANCE",
@@ -189,6 +190,8 @@ def attack_every_class(
 def fresh_variant(model: C, *, seed: int, codebook_seed: int) -> C:
     """Give the variant that judges: the model's full budget, with noise and candidates no attack has seen."""
     fresh = model.with_randomness("fresh", seed=seed)
+    if isinstance(fresh, Purified):
+        return cast(C, fresh.with_candidates(codebook_seed))
     return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, GenerativeClassifier) else fresh
 
 
