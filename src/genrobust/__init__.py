@@ -21,10 +21,15 @@ from .models.baselines import (
     PoolCNN,
     PoolCNNConfig,
 )
+from .models.comdefend import ComDefend, ComDefendConfig
+from .models.convnets import ConvNet, ConvNetConfig
 from .models.deep_bayes import DeepBayes, DeepBayesConfig
 from .models.eabs import EABS, EABSConfig
+from .models.mad_vae import MADVAE, MADVAEConfig
 from .models.vade import VaDEClassifier, VaDEConfig
 from .nets import Architecture, DecoderBank, architecture
+from .projection import LatentProjection
+from .purification import Purified, Purifier, TrainablePurifier
 
 if TYPE_CHECKING:
     from .adapters._advertorch import import_advertorch as import_advertorch
@@ -47,6 +52,7 @@ __all__ = [
     "ABS",
     "CNN",
     "EABS",
+    "MADVAE",
     "MLP",
     "ABSConfig",
     "Adversary",
@@ -55,6 +61,10 @@ __all__ = [
     "BayesianMLPConfig",
     "CNNConfig",
     "Classifier",
+    "ComDefend",
+    "ComDefendConfig",
+    "ConvNet",
+    "ConvNetConfig",
     "DecoderBank",
     "DeepBayes",
     "DeepBayesConfig",
@@ -64,10 +74,15 @@ __all__ = [
     "Expectation",
     "GenerativeClassifier",
     "InferenceBudget",
+    "LatentProjection",
+    "MADVAEConfig",
     "MLPConfig",
     "PoolCNN",
     "PoolCNNConfig",
     "Prediction",
+    "Purified",
+    "Purifier",
+    "TrainablePurifier",
     "Unrolled",
     "VaDEClassifier",
     "VaDEConfig",
