@@ -65,7 +65,8 @@ def test_the_reference_gives_the_envelope_gradient(name: str, make_model: Make, 
     torch.testing.assert_close(at, losses.detach(), rtol=1e-4, atol=1e-4)
 
 
-TINY = ["--dataset", "digits", "--budget", "candidates=60,steps=3", "--attack-steps", "2", "--draws", "2"]
+TINY = ["--dataset", "digits", "--budget", "candidates=60,steps=3", "--draws", "2"]
+TINY += ["--attack-steps", "2", "--attack-budget", "candidates=20,steps=1"]
 
 
 @pytest.mark.parametrize("study", list(STUDIES))
@@ -73,21 +74,21 @@ def test_every_study_goes_on_where_it_was_stopped(
     study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, pieces = tmp_path / "whole.json", tmp_path / "pieces.json"
-    command = [study, *TINY, "--threads", str(torch.get_num_threads()), "--batch-size", "3"]
-    agreement.main([*command, "--images", "6", "--json", str(whole)])
-    assert "6 of 6 images" in capsys.readouterr().out
-    agreement.main([*command, "--images", "3", "--json", str(pieces)])
-    agreement.main([*command, "--images", "6", "--json", str(pieces)])
-    assert "3 of 6" not in capsys.readouterr().out
+    command = [study, *TINY, "--threads", str(torch.get_num_threads()), "--batch-size", "1"]
+    agreement.main([*command, "--images", "2", "--json", str(whole)])
+    assert "2 of 2 images" in capsys.readouterr().out
+    agreement.main([*command, "--images", "1", "--json", str(pieces)])
+    agreement.main([*command, "--images", "2", "--json", str(pieces)])
+    assert "1 of 2" not in capsys.readouterr().out
     results = [json.loads(path.read_text()) for path in (whole, pieces)]
     assert results[0]["settings"] == results[1]["settings"]
-    assert results[0]["summary"]["images"] == 6
+    assert results[0]["summary"]["images"] == 2
     for name, values in results[0]["columns"].items():
-        assert len(values) == 6, name
+        assert len(values) == 2, name
         if not name.endswith("seconds"):
             assert results[1]["columns"][name] == pytest.approx(values, rel=1e-3, abs=1e-3), name
     with pytest.raises(ValueError, match="Expected rows of"):
-        agreement.main([*command, "--images", "6", "--method", "adam", "--json", str(whole)])
+        agreement.main([*command, "--images", "2", "--method", "adam", "--json", str(whole)])
 
 
 def test_studies_refuse_what_they_cannot_measure() -> None:

@@ -46,7 +46,7 @@ def random_outputs(settings: dict[str, Any], rows: int = 4, classes: int = 3) ->
 
 
 def test_equation_28_is_the_divergence_of_normals() -> None:
-    prior = ClassPrior(3, 2).double()
+    prior = ClassPrior(3, 2, separation=3.0).double()
     with torch.no_grad():
         prior.log_variance.normal_(0, 1, generator=seeded(0))
         prior.log_variance_of_points.copy_(torch.tensor([-1.0, 0.5]))
@@ -296,7 +296,7 @@ def trained() -> tuple[VaDEClassifier, Tensor, Tensor]:
     x = centres[y] + 0.08 * torch.randn((600, 2), generator=seeded(0))
     x = x.clamp(0, 1)[..., None, None]
     with isolated_rng(0):
-        model = VaDEClassifier(VaDEConfig(num_classes=2, architecture=PLANE, variance=0.004))
+        model = VaDEClassifier(VaDEConfig(num_classes=2, architecture=PLANE, variance=0.004, separation=3.0))
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         model.set_parts_training(True)
         for _ in range(250):
@@ -400,8 +400,9 @@ def test_detectors_use_reconstructions(make_model: Make, images: Make) -> None:
         ({"variance": 0.0}, "`variance` above 0, but got 0.0"),
         ({"likelihood": "bernoulli", "variance": 1.0}, "no `variance` with likelihood 'bernoulli'"),
         ({"num_classes": 1}, "`num_classes` of at least 2, but got 1"),
-        ({"alpha": 0.0}, "`alpha` above 0 and `eta` of at least 0, but got 0.0"),
-        ({"eta": -1.0}, "`alpha` above 0 and `eta` of at least 0, but got None and -1.0"),
+        ({"alpha": 0.0}, "`alpha` above 0, `eta` and `separation` of at least 0, but got 0.0"),
+        ({"eta": -1.0}, "`eta` and `separation` of at least 0, but got None, -1.0 and 10.0"),
+        ({"separation": -1.0}, "at least 0, but got None, 0.0 and -1.0"),
     ],
 )
 def test_impossible_configs(settings: dict[str, Any], message: str) -> None:

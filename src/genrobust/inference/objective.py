@@ -32,7 +32,6 @@ __all__ = [
     "Prior",
 ]
 
-SEPARATION = 10.0  # of the classes' initial means, in standard deviations
 CPU_ROWS = 32  # more fall out of the cache: twice the time an image at 128
 
 
@@ -194,9 +193,9 @@ class ClassPrior(nn.Module):
 
     log_variance_of_points: Tensor
 
-    def __init__(self, num_classes: int, latent_dim: int) -> None:
+    def __init__(self, num_classes: int, latent_dim: int, *, separation: float = 1.0) -> None:
         super().__init__()
-        self.mean = nn.Parameter(SEPARATION * torch.randn(num_classes, latent_dim))
+        self.mean = nn.Parameter(separation * torch.randn(num_classes, latent_dim))
         self.log_variance = nn.Parameter(torch.zeros(num_classes, latent_dim))
         self.register_buffer("log_variance_of_points", torch.zeros(latent_dim))
 

@@ -37,6 +37,8 @@ class VaDEConfig:
             calibrates it on validation data.
         eta: Offset within p(y | x) (eq. 36). The paper refers to ABS, whose value is tied to the scale of its
             scores: 0 by default.
+        separation: mu_y starts at so many times a standard normal draw, sigma_y at 1. The paper does not say
+            how they start; nearer classes overlap, and stay so.
         inference: The encoder's output is where refinement starts (section 3.4). The paper does not give the
             number of steps: at most 50, as in ABS.
     """
@@ -48,14 +50,16 @@ class VaDEConfig:
     variational: bool = False
     alpha: float | None = None
     eta: float = 0.0
+    separation: float = 10.0
     inference: InferenceBudget = PUBLISHED_BUDGET
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"Expected `num_classes` of at least 2, but got {self.num_classes}")
-        if (self.alpha is not None and not self.alpha > 0) or not self.eta >= 0:
+        if (self.alpha is not None and not self.alpha > 0) or not (self.eta >= 0 and self.separation >= 0):
             raise ValueError(
-                f"Expected `alpha` above 0 and `eta` of at least 0, but got {self.alpha} and {self.eta}"
+                "Expected `alpha` above 0, `eta` and `separation` of at least 0, "
+                f"but got {self.alpha}, {self.eta} and {self.separation}"
             )
         observation(self.likelihood, variance=self.variance)
 
@@ -74,7 +78,6 @@ class VaDEClassifier(LatentClassifier):
       envelope gradient is exact, eq. 38 can hold, and no attacker moves a score by moving a variance.
     - "z obeys N(mu_y, sigma_y^2)" below eq. 35 would ignore the image: z is that of q, as in eq. 31.
     - Eq. 27 halves the Bernoulli likelihood, which would be no bound on log p(x): it is not halved here.
-    - mu_y starts at 10 times a standard normal draw, sigma_y at 1: nearer parts overlap, and stay so.
     - The rate of Adam, the number of epochs: see `zoo.recipes`.
 
     A likelihood at the mean leaves out how it falls around it: the score may exceed log p(x, y), by about
@@ -105,7 +108,7 @@ class VaDEClassifier(LatentClassifier):
         super().__init__(
             encoders=EncoderBank(arch, encoders=1),
             decoders=DecoderBank(arch, decoders=1, maps_per_channel=likelihood.maps_per_channel),
-            prior=ClassPrior(config.num_classes, arch.latent_dim),
+            prior=ClassPrior(config.num_classes, arch.latent_dim, separation=config.separation),
             observation=likelihood,
             input_shape=arch.input_shape,
             num_classes=config.num_classes,
