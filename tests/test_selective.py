@@ -220,11 +220,11 @@ def test_detection_by_a_model_that_searches_latents(
     model = make_model("eabs")
     x = images(model, 60)
     y = model(x).argmax(1)
-    for evidence in ("marginal", "logit"):
+    for evidence in ("marginal", "logit", "distance"):
         detector = calibrate_detector(evidence, model, x, y)  # type: ignore[arg-type]
         assert 0 < detector.flags(model, x, y).float().mean() <= 0.05
-    with pytest.raises(ValueError, match="a model with `reconstruct`, but got EABS"):
-        calibrate_detector("distance", model, x, y)
+    with pytest.raises(ValueError, match="a model with `reconstruct`, but got CNN"):
+        calibrate_detector("distance", make_model("cnn"), x, y)
 
 
 # Files.
