@@ -374,6 +374,8 @@ def test_an_encoding_is_the_mean_of_q_of_the_image_and_its_class() -> None:
     one_hot = nn.functional.one_hot(y, CLASSES).double()[:, None, None]
     expected = model.encoder({"x": x, "y": one_hot})[:, 0, 0, :3]
     torch.testing.assert_close(model.encode(x, y), expected)
+    single = model.float()
+    torch.testing.assert_close(single.encode(x, y), single.encode(x.float(), y))
 
 
 # Reconstructions.

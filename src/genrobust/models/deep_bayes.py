@@ -256,8 +256,9 @@ class DeepBayes(GenerativeClassifier):
         self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch latent"]:
         """Give the mean of q(z | x, y)."""
+        x = self.check(x)
         classes = nn.functional.one_hot(y, self.num_classes).to(x.dtype)[:, None, None]
-        return self._posterior(self.check(x), classes)[0][:, 0, 0]
+        return self._posterior(x, classes)[0][:, 0, 0]
 
     def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
         """Give a variant that shares the weights and draws its samples in another mode; see the contract."""
