@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..classifier import Classifier, GenerativeClassifier, valid_images
+from ..selective import SelectiveClassifier
 
 __all__ = [
     "BALL_TOLERANCE",
@@ -189,7 +190,9 @@ def attack_every_class(
 def fresh_variant(model: C, *, seed: int, codebook_seed: int) -> C:
     """Give the variant that judges: the model's full budget, with noise and candidates no attack has seen."""
     fresh = model.with_randomness("fresh", seed=seed)
-    return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, GenerativeClassifier) else fresh
+    if isinstance(fresh, GenerativeClassifier):
+        return fresh.with_inference(seed=codebook_seed)
+    return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, SelectiveClassifier) else fresh
 
 
 def wrong_and_accepted(

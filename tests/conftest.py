@@ -42,6 +42,7 @@ from genrobust import (  # noqa: E402
     ABS,
     CNN,
     EABS,
+    GMVAE,
     MLP,
     ABSConfig,
     Architecture,
@@ -51,6 +52,7 @@ from genrobust import (  # noqa: E402
     DeepBayes,
     DeepBayesConfig,
     EABSConfig,
+    GMVAEConfig,
     InferenceBudget,
     MLPConfig,
     PoolCNN,
@@ -60,6 +62,7 @@ from genrobust import (  # noqa: E402
 )
 from genrobust.inference import Codebook, KLPrior, LatentObjective, Posterior  # noqa: E402
 from genrobust.models.conditionals import ConditionalArchitecture  # noqa: E402
+from genrobust.models.pooling import PoolingArchitecture  # noqa: E402
 from genrobust.nets import Conv  # noqa: E402
 from genrobust.randomness import FixedNoise, NoiseSource, isolated_rng  # noqa: E402
 
@@ -129,6 +132,7 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
         candidates=40, drop_least_likely=0.1, encoder_proposal=False, steps=4, learning_rate=0.1, radius=5.0
     )
     conditional = ConditionalArchitecture(input_shape=(1, 7, 8), latent_dim=3, channels=(4, 4), hidden=(8,))
+    pooling = PoolingArchitecture(input_shape=(1, 8, 8), latent_dim=5, channels=(4, 6), hidden=12)
     makers: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "cnn": (CNN, CNNConfig, {"architecture": ARCHITECTURES["eabs"]}),
         "abs": (
@@ -139,6 +143,7 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
         "bnn": (BayesianMLP, BayesianMLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
         "deep-bayes": (DeepBayes, DeepBayesConfig, {"architecture": conditional}),
         "eabs": (EABS, EABSConfig, {"architecture": ARCHITECTURES["eabs"], "inference": inference}),
+        "gmvae": (GMVAE, GMVAEConfig, {"architecture": pooling, "alpha": 4.0, "encoder_variance": 0.05}),
         "mlp": (MLP, MLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
         "pool-cnn": (
             PoolCNN,

@@ -16,7 +16,7 @@ from genrobust.gradients import Envelope
 from genrobust.randomness import FixedNoise, FreshNoise, isolated_rng, noise_source
 
 Make = Callable[..., Any]
-MODELS = ["abs", "bnn", "cnn", "deep-bayes", "eabs", "mlp", "pool-cnn", "vade"]
+MODELS = ["abs", "bnn", "cnn", "deep-bayes", "eabs", "gmvae", "mlp", "pool-cnn", "vade"]
 GENERATIVE = ["abs", "eabs", "vade"]
 each_model = pytest.mark.parametrize("name", MODELS)
 each_generative_model = pytest.mark.parametrize("name", GENERATIVE)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from genrobust.data import (
+    UNLABELLED,
     DatasetInfo,
     ImageDataset,
     dataset_info,
@@ -523,3 +524,26 @@ def test_real_fashion_mnist() -> None:
 @pytest.mark.realdata("coil20")
 def test_real_coil20() -> None:
     check_real_counts("coil20", {"train": 720, "test": 720})
+
+
+def test_hidden_labels_leave_as_many_a_class_as_asked() -> None:
+    dataset = make_dataset([0, 1, 2] * 20, num_classes=3)
+    hidden = dataset.hide_labels(4, generator=torch.Generator().manual_seed(1))
+    kept = hidden.labels != UNLABELLED
+    assert hidden.labels[kept].bincount().tolist() == [4, 4, 4]
+    assert torch.equal(hidden.labels[kept], dataset.labels[kept])
+    assert torch.equal(hidden.images, dataset.images)
+    again = dataset.hide_labels(4, generator=torch.Generator().manual_seed(1))
+    other = dataset.hide_labels(4, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(hidden.labels, again.labels)
+    assert not torch.equal(hidden.labels, other.labels)
+    rest, validation = hidden.split_validation(0.25, generator=torch.Generator().manual_seed(0))
+    assert validation.labels.bincount().tolist() == [1, 1, 1]
+    assert int((rest.labels == UNLABELLED).sum()) == 48
+
+
+@pytest.mark.parametrize("kept", [0, 21])
+def test_more_labels_than_there_are_cannot_stay(kept: int) -> None:
+    dataset = make_dataset([0] * 30 + [1] * 20, num_classes=2)
+    with pytest.raises(ValueError, match=f"`kept_per_class` between 1 and 20, .* but got {kept}"):
+        dataset.hide_labels(kept, generator=torch.Generator())

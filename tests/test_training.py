@@ -15,12 +15,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.fabric import Fabric
 
-from genrobust import CNN, EABS, CNNConfig, DeepBayes, DeepBayesConfig, EABSConfig, load_dataset
+from genrobust import (
+    CNN,
+    EABS,
+    GMVAE,
+    CNNConfig,
+    DeepBayes,
+    DeepBayesConfig,
+    EABSConfig,
+    GMVAEConfig,
+    load_dataset,
+)
 from genrobust.data import ImageDataset
 from genrobust.models.conditionals import ConditionalArchitecture
+from genrobust.models.pooling import PoolingArchitecture
 from genrobust.nets import Architecture, Conv
 from genrobust.randomness import isolated_rng
-from genrobust.training import TrainingConfig, _balanced_batches, accuracy, calibrate_temperature, fit
+from genrobust.training import (
+    TrainingConfig,
+    TrainingResult,
+    _balanced_batches,
+    _partly_labelled_batches,
+    accuracy,
+    calibrate_temperature,
+    fit,
+)
 
 # Lightning's own: it asks numpy for reprs and warns about the few loader workers that this loop does not use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*")
@@ -226,6 +245,41 @@ def test_balanced_batches(labels: list[int], batch_size: int, seed: int) -> None
     largest = max(range(4), key=labels.count)
     seen = [int(i) for batch in batches for i in batch[:, largest]]
     assert len(seen) == len(set(seen))
+
+
+def test_batches_of_partly_labelled_images() -> None:
+    labels = torch.tensor([0, 1] * 50)
+    dataset = ImageDataset("toy", "train", torch.zeros(100, 1, 2, 2).byte(), labels, ("a", "b"))
+    hidden = dataset.hide_labels(5, generator=torch.Generator().manual_seed(0))
+    batches = list(_partly_labelled_batches(hidden, 16, np.random.default_rng(0)))
+    known = [int((hidden.labels[batch] >= 0).sum()) for batch in batches]
+    assert known == [4] * 8
+    assert (
+        sorted(int(i) for batch in batches for i in batch[4:]) == torch.where(hidden.labels < 0)[0].tolist()
+    )
+    counts = torch.cat([batch[:4] for batch in batches]).bincount(minlength=100)
+    assert set(counts[hidden.labels >= 0].tolist()) <= {3, 4}
+    with pytest.raises(ValueError, match="images with a label and images without"):
+        next(_partly_labelled_batches(dataset, 16, np.random.default_rng(0)))
+
+
+def test_semi_supervised_training_learns_and_resumes(digits: ImageDataset, tmp_path: Path) -> None:
+    hidden = digits.hide_labels(8, generator=torch.Generator().manual_seed(0))
+    arch = PoolingArchitecture(input_shape=digits.input_shape, channels=(4,), hidden=16)
+
+    def trained(folder: Path, *epochs: int) -> tuple[GMVAE, TrainingResult]:
+        for stop in epochs:
+            with isolated_rng(0):
+                model = GMVAE(GMVAEConfig(architecture=arch, num_classes=digits.num_classes))
+            config = replace(CONFIG, epochs=stop, batch_size=32, learning_rate=3e-3, noise_std=0.0)
+            result = fit(model, hidden, config=config, folder=folder, fabric=cpu())
+        return model, result
+
+    model, result = trained(tmp_path / "whole", 6)
+    resumed, _ = trained(tmp_path / "parts", 2, 6)
+    assert result.history[-1]["elbo"] < result.history[0]["elbo"]
+    assert accuracy(model, digits) > 0.3
+    assert_same(weights(model), weights(resumed))
 
 
 def test_an_empty_class_is_refused() -> None:

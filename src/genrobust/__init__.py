@@ -23,8 +23,10 @@ from .models.baselines import (
 )
 from .models.deep_bayes import DeepBayes, DeepBayesConfig
 from .models.eabs import EABS, EABSConfig
+from .models.gmvae import GMVAE, GMVAEConfig
 from .models.vade import VaDEClassifier, VaDEConfig
 from .nets import Architecture, DecoderBank, architecture
+from .selective import SelectiveClassifier
 
 if TYPE_CHECKING:
     from .adapters._advertorch import import_advertorch as import_advertorch
@@ -47,6 +49,7 @@ __all__ = [
     "ABS",
     "CNN",
     "EABS",
+    "GMVAE",
     "MLP",
     "ABSConfig",
     "Adversary",
@@ -62,12 +65,14 @@ __all__ = [
     "Envelope",
     "Estimated",
     "Expectation",
+    "GMVAEConfig",
     "GenerativeClassifier",
     "InferenceBudget",
     "MLPConfig",
     "PoolCNN",
     "PoolCNNConfig",
     "Prediction",
+    "SelectiveClassifier",
     "Unrolled",
     "VaDEClassifier",
     "VaDEConfig",

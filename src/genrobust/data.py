@@ -20,9 +20,10 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["DatasetInfo", "ImageDataset", "dataset_info", "dataset_names", "load_dataset"]
+__all__ = ["UNLABELLED", "DatasetInfo", "ImageDataset", "dataset_info", "dataset_names", "load_dataset"]
 
 ROOT_VARIABLE = "GENROBUST_DATA"
+UNLABELLED = -1  # in place of a label that training may not see
 
 Split: TypeAlias = Literal["train", "test"]
 Indices: TypeAlias = Int64[Tensor, " indices"] | slice
@@ -77,6 +78,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         images: Pixels in 0..255.
         labels: Class of every image, counted from 0.
         class_names: One name per class, in label order.
+        partly_labelled: Whether labels may be missing: `UNLABELLED`, -1.
 
     Raises:
         ValueError: If `images` and `labels` have the wrong type or shape, or a label is out of range.
@@ -87,6 +89,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     images: UInt8[Tensor, "count channels height width"] = field(repr=False)
     labels: Int64[Tensor, " count"] = field(repr=False)
     class_names: tuple[str, ...] = field(repr=False)
+    partly_labelled: bool = False
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -100,9 +103,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 f"Expected `labels` to be a torch.int64 tensor of shape ({len(images)},), "
                 f"but got {labels.dtype} of shape {tuple(labels.shape)}"
             )
-        if ((labels < 0) | (labels >= self.num_classes)).any():
+        lowest = UNLABELLED if self.partly_labelled else 0
+        if ((labels < lowest) | (labels >= self.num_classes)).any():
             raise ValueError(
-                f"Expected `labels` in 0..{self.num_classes - 1}, "
+                f"Expected `labels` in {lowest}..{self.num_classes - 1}, "
                 f"but got {int(labels.min())}..{int(labels.max())}"
             )
 
@@ -165,6 +169,28 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             held_out[members[: round(fraction * len(members))]] = True
         validation = self.subset(torch.where(held_out)[0])
         return self.subset(torch.where(~held_out)[0]), replace(validation, split="validation")
+
+    def hide_labels(self, kept_per_class: int, *, generator: torch.Generator) -> "ImageDataset":
+        """Returns the same images, of which only some keep their labels: for semi-supervised training.
+
+        Args:
+            kept_per_class: Labels of each class that stay, chosen at random; the others become -1.
+            generator: Source of the randomness, on the CPU.
+
+        Raises:
+            ValueError: If a class has fewer labels than that, or none is to stay.
+        """
+        counts = self.labels[self.labels >= 0].bincount(minlength=self.num_classes)
+        if not 1 <= kept_per_class <= int(counts.min()):
+            raise ValueError(
+                f"Expected `kept_per_class` between 1 and {int(counts.min())}, the labels of the rarest "
+                f"class, but got {kept_per_class}"
+            )
+        order = torch.randperm(len(self), generator=generator)
+        labels = torch.full_like(self.labels, UNLABELLED)
+        for label in range(self.num_classes):
+            labels[order[self.labels[order] == label][:kept_per_class]] = label
+        return replace(self, labels=labels, partly_labelled=True)
 
 
 def dataset_names() -> tuple[str, ...]:

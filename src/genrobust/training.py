@@ -22,7 +22,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from .classifier import Classifier, GenerativeClassifier
-from .data import ImageDataset
+from .data import UNLABELLED, ImageDataset
 from .randomness import isolated_rng
 from .storage import write_atomically
 
@@ -31,6 +31,7 @@ __all__ = ["TrainingConfig", "TrainingResult", "accuracy", "calibrate_temperatur
 CHECKPOINT = "checkpoint.pt"
 EVALUATION_BATCH = 256
 CALIBRATION_IMAGES = 1000
+LABELLED_SHARE = 0.25  # of every batch, where most images have no label
 # The loop only compares epochs: the encoder's proposal and few candidates do it at a fraction of the cost.
 VALIDATION_BUDGET: dict[str, Any] = {"candidates": 500, "encoder_proposal": True, "steps": 0}
 
@@ -133,7 +134,8 @@ def fit(
 
     Args:
         model: The model, with its initial weights; it is changed in place.
-        dataset: The training set; a part of it is held out for validation.
+        dataset: The training set; a part of it is held out for validation. Where labels are hidden, that is a
+            part of the images that have one, and the model gets -1 as the label of the others.
         config: How to train.
         folder: Where checkpoints are kept.
         fabric: Device, precision and processes; one of Fabric's own choice with `config.precision` if none.
@@ -191,11 +193,7 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * 0.5 ** (epoch // config.halve_every)
         order = np.random.default_rng((config.seed, epoch))
-        batches = list(
-            _balanced_batches(dataset, config.batch_size, order)
-            if self.model.class_balanced
-            else _shuffled_batches(dataset, config.batch_size, order)
-        )
+        batches = list(_batches(self.model, dataset, config.batch_size, order))
         totals = dict.fromkeys(self.optimizers, 0.0)
         seed = int(np.random.SeedSequence((config.seed, epoch, rank)).generate_state(1)[0])
         with isolated_rng(seed):
@@ -272,6 +270,32 @@ class _Run:
     def load_best(self) -> None:
         """Put the weights of the best epoch into the model."""
         self.model.load_state_dict(self.best)
+
+
+def _batches(
+    model: Trainable, dataset: ImageDataset, batch_size: int, order: np.random.Generator
+) -> Iterator[Int[Tensor, " rows *classes"]]:
+    if model.class_balanced:
+        return _balanced_batches(dataset, batch_size, order)
+    if dataset.partly_labelled:
+        return _partly_labelled_batches(dataset, batch_size, order)
+    return _shuffled_batches(dataset, batch_size, order)
+
+
+def _partly_labelled_batches(
+    dataset: ImageDataset, batch_size: int, order: np.random.Generator
+) -> Iterator[Int[Tensor, " rows"]]:
+    """Give batches with a constant share of labelled images, which repeat until the others are through."""
+    known = dataset.labels.numpy() != UNLABELLED
+    unlabelled, labelled = (order.permutation(np.flatnonzero(members)) for members in (~known, known))
+    if not (len(labelled) and len(unlabelled)):
+        raise ValueError("Expected images with a label and images without, but there are none of one kind")
+    share = max(1, round(LABELLED_SHARE * batch_size))
+    for first in range(0, len(unlabelled), batch_size - share):
+        while len(labelled) < share:
+            labelled = np.concatenate([labelled, order.permutation(np.flatnonzero(known))])
+        chosen, labelled = labelled[:share], labelled[share:]
+        yield torch.from_numpy(np.concatenate([chosen, unlabelled[first : first + batch_size - share]]))
 
 
 def _shuffled_batches(

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gaussians import CLASSES, Gaussians, drawn
 from torch import Tensor, nn
 
-from genrobust import Classifier
+from genrobust import Classifier, SelectiveClassifier
 from genrobust.randomness import isolated_rng
+from genrobust.selective import calibrate_detector
 
 _advertorch, _art, _foolbox, _torchattacks = (
     pytest.importorskip(f"genrobust.adapters._{toolkit}", exc_type=ImportError)
@@ -112,8 +114,6 @@ class Table(Classifier):
 
 def test_the_four_criteria_agree_with_rejection_planted() -> None:
     """64 cases: every one of 4 decisions x 3 labels, and random ones, of which some are rejected."""
-    from foolbox.criteria import Criterion
-
     model = Table()
     generator = torch.Generator().manual_seed(0)
     x_adv = torch.rand(64, 1, 2, 2, generator=generator)
@@ -124,6 +124,25 @@ def test_the_four_criteria_agree_with_rejection_planted() -> None:
     expected = (decision != y) & (decision != 3)
     assert {0, 1, 2, 3} == set(decision.tolist())
     assert 20 < expected.sum() < 44
+
+    assert_criteria_agree(model, x_adv, y, expected)
+
+
+def test_the_four_criteria_agree_on_a_classifier_that_refuses() -> None:
+    gaussians = Gaussians().float()
+    x, y = drawn(Gaussians(), 200)
+    detector = calibrate_detector("marginal", gaussians, x.float(), y, false_positive_rate=0.3)
+    model = SelectiveClassifier(gaussians, [detector])
+    labels = torch.randint(CLASSES, (200,), generator=torch.Generator().manual_seed(0))
+    prediction = model.predict(x.float())
+    expected = (gaussians(x.float()).argmax(1) != labels) & ~detector.flags(gaussians, x.float(), labels)
+    assert (prediction.rejected & (gaussians(x.float()).argmax(1) != labels)).any()
+    assert 40 < expected.sum() < 160
+    assert_criteria_agree(model, x.float(), labels, expected)
+
+
+def assert_criteria_agree(model: Classifier, x_adv: Tensor, y: Tensor, expected: Tensor) -> None:
+    from foolbox.criteria import Criterion
 
     fmodel = _foolbox.wrap_for_foolbox(model)
     criterion: Criterion = _foolbox.WrongAndAccepted(y, num_classes=3)

@@ -5,7 +5,16 @@ from .bfgs import refine_with_bfgs
 from .budget import InferenceBudget
 from .codebook import Codebook
 from .curvature import Curvature
-from .objective import ClassPrior, Decoders, DiscriminatorPrior, KLPrior, LatentObjective, Posterior, Prior
+from .objective import (
+    ClassPrior,
+    Decoders,
+    DiscriminatorPrior,
+    KLPrior,
+    LatentObjective,
+    Posterior,
+    Prior,
+    UniformPrior,
+)
 from .observation import Observation, SquaredError, observation
 from .refinement import Refinement, refine
 
@@ -23,6 +32,7 @@ __all__ = [
     "Prior",
     "Refinement",
     "SquaredError",
+    "UniformPrior",
     "observation",
     "refine",
     "refine_with_adam",

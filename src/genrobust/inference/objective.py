@@ -30,6 +30,7 @@ __all__ = [
     "LatentObjective",
     "Posterior",
     "Prior",
+    "UniformPrior",
 ]
 
 CPU_ROWS = 32  # more fall out of the cache: twice the time an image at 128
@@ -224,6 +225,38 @@ class ClassPrior(nn.Module):
             for name, values in self.named_parameters()
         }
         return prior
+
+
+@final
+class UniformPrior:
+    """No term: the latent is the one that explains the image best, wherever it is (Ghosh et al. 2019, eq. 9).
+
+    Args:
+        means: Where the latents of each class are expected, and their scale around it: these place candidates
+            and the first steps of a refinement, and do not enter the objective.
+        scale: Standard deviation.
+    """
+
+    def __init__(self, means: Float[Tensor, "classes latent"], *, scale: float) -> None:
+        self.means, self.scale = means, scale
+
+    def __call__(
+        self, posterior: Posterior, z: Float[Tensor, "batch classes latent"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give 0."""
+        del posterior
+        return z.new_zeros(z.shape[:2])
+
+    def moments(
+        self, *, like: Tensor
+    ) -> tuple[Float[Tensor, "classes latent"], Float[Tensor, "classes latent"]]:
+        """Give the means and the scale."""
+        means = self.means.to(like)
+        return means, torch.full_like(means, self.scale)
+
+    def select(self, classes: Int[Tensor, " groups"]) -> "UniformPrior":
+        """Give the moments of these classes."""
+        return UniformPrior(self.means[classes], scale=self.scale)
 
 
 @final

@@ -8,6 +8,7 @@ from .abs import ABS, ABSConfig
 from .baselines import CNN, MLP, BayesianMLP, BayesianMLPConfig, CNNConfig, MLPConfig, PoolCNN, PoolCNNConfig
 from .deep_bayes import DeepBayes, DeepBayesConfig
 from .eabs import EABS, EABSConfig
+from .gmvae import GMVAE, GMVAEConfig
 from .vade import VaDEClassifier, VaDEConfig
 
 __all__ = ["MODELS", "ModelConfig"]
@@ -18,6 +19,7 @@ ModelConfig = (
     | CNNConfig
     | DeepBayesConfig
     | EABSConfig
+    | GMVAEConfig
     | MLPConfig
     | PoolCNNConfig
     | VaDEConfig
@@ -29,6 +31,7 @@ MODELS: dict[str, tuple[Callable[[Any], Classifier], type[ModelConfig]]] = {
     "CNN": (CNN, CNNConfig),
     "DeepBayes": (DeepBayes, DeepBayesConfig),
     "EABS": (EABS, EABSConfig),
+    "GMVAE": (GMVAE, GMVAEConfig),
     "MLP": (MLP, MLPConfig),
     "PoolCNN": (PoolCNN, PoolCNNConfig),
     "VaDEClassifier": (VaDEClassifier, VaDEConfig),

@@ -13,20 +13,22 @@ from lightning.fabric.strategies import DDPStrategy
 from ..classifier import Classifier, GenerativeClassifier
 from ..data import ImageDataset, load_dataset
 from ..models.deep_bayes import DeepBayes
+from ..models.gmvae import GMVAE
 from ..models.latent import LatentClassifier
 from ..models.vade import VaDEClassifier
 from ..randomness import isolated_rng
-from ..selective import Detector, calibrate_detector, save_detectors
+from ..selective import Detector, calibrate_detector, save_detectors, three_sigma_detectors
 from ..storage import write_json
 from ..training import TrainingConfig, TrainingResult, accuracy, fit
 from . import list_models, load_model
 from .recipes import build_model, recipe
 from .serialization import read_model, save_model
 
-__all__ = ["calibrate_detectors", "train_recipe"]
+__all__ = ["calibrate_detectors", "calibrate_thresholds", "train_recipe"]
 
 WEIGHTS, CARD, DETECTORS = "model.safetensors", "card.json", "detectors.json"
 CALIBRATION_IMAGES = 5000
+IMAGES_PER_LATENT = 10  # that make the covariance of a class worth measuring
 
 
 def train_recipe(
@@ -72,16 +74,23 @@ def train_recipe(
     strategy = DDPStrategy(find_unused_parameters=several_phases) if devices > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=config.precision)
     training = load_dataset(dataset, "train", root=root)
+    if plan.labels_per_class is not None:
+        generator = torch.Generator().manual_seed(config.seed)
+        training = training.hide_labels(plan.labels_per_class, generator=generator)
     result = fit(model, training, config=config, folder=folder, fabric=fabric, show_progress=show_progress)
     if not fabric.is_global_zero:
         return None
     save_model(model, folder / WEIGHTS)
     if isinstance(model, DeepBayes | VaDEClassifier):
         save_detectors(calibrate_detectors(model, training), folder / DETECTORS)
+    if isinstance(model, GMVAE):
+        save_detectors(calibrate_thresholds(model, training), folder / DETECTORS)
     test = load_dataset(dataset, "test", root=root)
     card = _card(name, model, config, result, test.subset(slice(test_images or None)))
     card["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     card["initial"] = plan.initial
+    if plan.labels_per_class is not None:
+        card["labels_per_class"] = plan.labels_per_class
     write_json(folder / CARD, card)
     return {**card, "folder": str(folder)}
 
@@ -105,6 +114,21 @@ def calibrate_detectors(model: GenerativeClassifier, training: ImageDataset) -> 
     }
     mean = calibrate_detector("distance", model, images, labels, false_positive_rate=None)
     return {**detectors, "mean-distance": mean}
+
+
+def calibrate_thresholds(model: GMVAE, training: ImageDataset) -> dict[str, Detector]:
+    """Give both thresholds of Ghosh et al. 2019 from training images; see `three_sigma_detectors`.
+
+    An image counts for the class that the model gives it, as it will when it is judged, labelled or not.
+    Where classes are too small for a covariance each, they share one.
+    """
+    device = next(model.parameters()).device
+    images = training.subset(slice(CALIBRATION_IMAGES)).batch(slice(None))[0].to(device)
+    with torch.no_grad():
+        labels = torch.cat([model(part).argmax(1) for part in images.split(256)])
+    smallest = int(labels.bincount(minlength=model.num_classes).min())
+    per_class = smallest >= IMAGES_PER_LATENT * model.means.shape[1]
+    return three_sigma_detectors(model, images, labels, per_class=per_class)
 
 
 def _load_initial(model: Classifier, name: str | None, dataset: str, path: Path | None) -> None:

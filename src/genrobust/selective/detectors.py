@@ -1,9 +1,9 @@
-"""Detection: does an image look like its label? Reconstructions, scores, and calibrated thresholds."""
+"""Does an image look like its label? Scores, and calibrated thresholds."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, get_args, runtime_checkable
@@ -12,92 +12,43 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .classifier import GenerativeClassifier
-from .storage import write_json
+from ..classifier import GenerativeClassifier
+from ..storage import write_json
+from .reconstructions import check_labels, reconstruction
 
 __all__ = [
     "Detector",
+    "EncodesMixture",
     "Evidence",
-    "Reconstructs",
     "calibrate_detector",
-    "optimized_reconstruction",
+    "latent_precisions",
+    "mahalanobis",
+    "order_statistic",
     "read_detectors",
-    "reconstruction",
     "save_detectors",
+    "spread",
 ]
 
-Evidence = Literal["distance", "marginal", "logit", "kl"]
+Evidence = Literal["distance", "latent", "marginal", "logit", "kl"]
 
+_WITH_REFERENCES = ("kl", "latent")
 _BATCH = 256
 
 
 @runtime_checkable
-class Reconstructs(Protocol):
-    """A model that can show what it makes of an image, as each class."""
+class EncodesMixture(Protocol):
+    """A model that knows where images of a class are in its latent space."""
 
-    def reconstruct(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes channels height width"]:
-        """Give r(x, y) for every class y."""
+    @property
+    def means(self) -> Float[Tensor, "classes latent"]:
+        """The mean of every class."""
         ...
 
-
-def reconstruction(
-    model: GenerativeClassifier, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch channels height width"]:
-    """Give r(x, y), the image as the model would draw it as class y (Li 2018, eq. 5); differentiable in x.
-
-    Raises:
-        ValueError: If the model has no reconstructions.
-    """
-    if not isinstance(model, Reconstructs):
-        raise ValueError(f"Expected a model with `reconstruct`, but got {type(model).__name__}")
-    _check_labels(y, model)
-    of_every_class: Tensor = model.reconstruct(x)
-    return of_every_class[torch.arange(len(x), device=x.device), y]
-
-
-def optimized_reconstruction(
-    model: GenerativeClassifier,
-    x: Float[Tensor, "batch channels height width"],
-    y: Int[Tensor, " batch"],
-    *,
-    weight: float = 1.0,
-    steps: int = 100,
-    learning_rate: float = 0.02,
-) -> Float[Tensor, "batch channels height width"]:
-    """Give argmin over images r of -log p(r | y) + weight ||x - r||^2, by Adam from x (Li 2018, eq. 6).
-
-    Args:
-        model: Any generative classifier; with fixed noise the result repeats.
-        x: Images.
-        y: The classes that they are to be drawn as.
-        weight: lambda of eq. 6; the paper gives none.
-        steps: Of the optimisation; the best image seen is kept.
-        learning_rate: Of the optimisation.
-
-    Raises:
-        ValueError: If `weight` or `steps` is negative.
-    """
-    if not weight >= 0 or steps < 0:
-        raise ValueError(f"Expected `weight` and `steps` of at least 0, but got {weight} and {steps}")
-    _check_labels(y, model)
-    target = model.check(x).detach()
-    best, least = target, target.new_full((len(target),), torch.inf)
-    with torch.enable_grad():
-        current = target.clone().requires_grad_()
-        optimizer = torch.optim.Adam([current], lr=learning_rate)
-        for step in range(steps + 1):
-            likelihood = model.class_scores(current).gather(1, y[:, None]).squeeze(1)
-            loss = weight * (current - target).square().flatten(1).sum(1) - likelihood
-            better = loss.detach() < least
-            least = torch.where(better, loss.detach(), least)
-            best = torch.where(better[:, None, None, None], current.detach(), best)
-            if step < steps:
-                (current.grad,) = torch.autograd.grad(loss.sum(), current)
-                optimizer.step()
-                current.data.clamp_(0, 1)
-    return best
+    def encode(
+        self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Give where an image is, differentiable in x."""
+        ...
 
 
 @final
@@ -108,32 +59,41 @@ class Detector:
     Attributes:
         evidence: What the score is, of an image x with label y. All grow with suspicion.
             `"distance"`: ||x - r(x, y)||, to the reconstruction (Li 2018, eq. 7).
+            `"latent"`: squared Mahalanobis distance of the encoding from the mean of y (Ghosh et al. 2019).
             `"marginal"`: -log p(x).
             `"logit"`: -log p(x, y).
             `"kl"`: KL of p(. | x) from the mean p(. | x') of that class (Li et al. 2019).
         thresholds: One, or one per class.
-        false_positive_rate: What the thresholds were calibrated to; None for the mean of the scores.
-        references: Mean p(. | x') of every class; for `"kl"`.
+        false_positive_rate: What the thresholds were calibrated to; None where it was something else.
+        references: For `"kl"`, the mean p(. | x') of every class; for `"latent"`, the inverse covariance of
+            every class, or of all, row by row.
+        unit: Standard deviation of the scores of clean images: what the excess over a threshold is compared
+            with.
     """
 
     evidence: Evidence
     thresholds: tuple[float, ...]
     false_positive_rate: float | None = None
     references: tuple[tuple[float, ...], ...] = ()
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         _check_evidence(self.evidence)
-        if not self.thresholds or (self.evidence == "kl") != bool(self.references):
+        if not self.thresholds or (self.evidence in _WITH_REFERENCES) != bool(self.references):
             raise ValueError(
-                "Expected `thresholds`, and `references` for 'kl' alone, "
+                "Expected `thresholds`, and `references` for 'kl' and 'latent' alone, "
                 f"but got {len(self.thresholds)} and {len(self.references)} for {self.evidence!r}"
             )
+        if not self.unit > 0:
+            raise ValueError(f"Expected `unit` above 0, but got {self.unit}")
 
     def scores(
         self,
         model: GenerativeClassifier,
         x: Float[Tensor, "batch channels height width"],
         y: Int[Tensor, " batch"],
+        *,
+        class_scores: Float[Tensor, "batch classes"] | None = None,
     ) -> Float[Tensor, " batch"]:
         """Score images as y; differentiable in x, so that an attacker can aim at the detector too.
 
@@ -141,15 +101,24 @@ class Detector:
             model: The model that judges.
             x: Images.
             y: What a classifier, this model or another, says that they are.
+            class_scores: The model's class scores, where they are known already.
 
         Raises:
             ValueError: If a label is no class of the model, or the model lacks what the evidence needs.
         """
-        _check_labels(y, model)
+        check_labels(y, model)
         if self.evidence == "distance":
             return _distances(model, x, y)
         references = torch.tensor(self.references, dtype=x.dtype, device=x.device)
-        return _suspicion(self.evidence, model, model.class_scores(x), y, references)
+        if self.evidence == "latent":
+            return mahalanobis(_offsets(model, x, y), references, y)
+        scores = model.class_scores(x) if class_scores is None else class_scores
+        return _suspicion(self.evidence, model, scores, y, references)
+
+    def thresholds_of(self, y: Int[Tensor, " batch"], *, like: Tensor) -> Float[Tensor, " batch"]:
+        """Give the threshold of each label."""
+        thresholds = torch.tensor(self.thresholds, dtype=like.dtype, device=like.device)
+        return thresholds[y] if len(thresholds) > 1 else thresholds.expand(len(y))
 
     @torch.no_grad()
     def flags(
@@ -167,8 +136,7 @@ class Detector:
             raise ValueError(
                 f"Expected a model of {len(self.thresholds)} classes, but got one of {model.num_classes}"
             )
-        thresholds = torch.tensor(self.thresholds, dtype=x.dtype, device=x.device)
-        return self.scores(model, x, y) > thresholds.expand(model.num_classes)[y]
+        return self.scores(model, x, y) > self.thresholds_of(y, like=x)
 
 
 @torch.no_grad()
@@ -193,7 +161,7 @@ def calibrate_detector(
         y: Their classes.
         false_positive_rate: Share of clean images that may be flagged; None takes the mean score as threshold
             (Li 2018, section 3).
-        per_class: One threshold per class in place of one for all.
+        per_class: One threshold per class in place of one for all; and one covariance, for `"latent"`.
 
     Raises:
         ValueError: If the rate is not in (0, 1), or there are too few images for it.
@@ -201,11 +169,14 @@ def calibrate_detector(
     _check_evidence(evidence)
     if false_positive_rate is not None and not 0 < false_positive_rate < 1:
         raise ValueError(f"Expected `false_positive_rate` in (0, 1), but got {false_positive_rate}")
-    _check_labels(y, model)
+    check_labels(y, model)
     references = x.new_zeros(0)
     if evidence == "distance":
-        pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
-        scores = torch.cat([_distances(model, images, labels) for images, labels in pairs])
+        scores = _in_batches(_distances, model, x, y)
+    elif evidence == "latent":
+        offsets = _in_batches(_offsets, model, x, y)
+        references = latent_precisions(offsets, y, num_classes=model.num_classes, per_class=per_class)
+        scores = mahalanobis(offsets, references, y)
     else:
         class_scores = torch.cat([model.class_scores(images) for images in x.split(_BATCH)])
         if evidence == "kl":
@@ -217,6 +188,7 @@ def calibrate_detector(
         thresholds=tuple(_threshold(group, false_positive_rate) for group in groups),
         false_positive_rate=false_positive_rate,
         references=tuple(map(tuple, references.tolist())),
+        unit=spread(scores),
     )
 
 
@@ -241,6 +213,79 @@ def read_detectors(path: str | os.PathLike[str]) -> dict[str, Detector]:
 
 def _detector(*, thresholds: list[float], references: list[list[float]], **fields: Any) -> Detector:
     return Detector(thresholds=tuple(thresholds), references=tuple(map(tuple, references)), **fields)
+
+
+def mahalanobis(
+    offsets: Float[Tensor, "batch latent"],
+    precisions: Float[Tensor, "groups values"],
+    y: Int[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """Give o^T P_y o, with the inverse covariance of each class, or of all, as a flat row."""
+    latent_dim = offsets.shape[1]
+    matrices = precisions.unflatten(1, (latent_dim, latent_dim))
+    if len(matrices) == 1:
+        return torch.einsum("bi,ij,bj->b", offsets, matrices[0], offsets)
+    return torch.einsum("bi,bij,bj->b", offsets, matrices[y], offsets)
+
+
+def latent_precisions(
+    offsets: Float[Tensor, "images latent"], y: Int[Tensor, " images"], *, num_classes: int, per_class: bool
+) -> Float[Tensor, "groups values"]:
+    """Give the inverse covariance around the mean of each class, or of all of them, as flat rows.
+
+    Args:
+        offsets: Encodings minus the mean of their class.
+        y: Their classes.
+        num_classes: K.
+        per_class: Whether every class has its own.
+
+    Raises:
+        ValueError: If a group has too few images.
+    """
+    groups = [offsets[y == k] for k in range(num_classes)] if per_class else [offsets]
+    needed = offsets.shape[1] + 1
+    if (fewest := min(map(len, groups))) < needed:
+        raise ValueError(f"Expected at least {needed} images for a covariance, but got {fewest}")
+    covariances = torch.stack([group.double().mT @ group.double() / len(group) for group in groups])
+    return torch.linalg.inv(covariances).flatten(1).to(offsets.dtype)
+
+
+def spread(scores: Float[Tensor, " images"]) -> float:
+    """Give the standard deviation of the scores, or 1 where they are all the same."""
+    deviation = float(scores.std(correction=0))
+    return deviation if deviation > 0 else 1.0
+
+
+def order_statistic(scores: Float[Tensor, " images"], false_positive_rate: float) -> float:
+    """Give the score that a new, exchangeable one exceeds with at most the stated probability.
+
+    Raises:
+        ValueError: If there are too few scores for the rate.
+    """
+    rank = math.ceil((len(scores) + 1) * (1 - false_positive_rate))
+    if rank > len(scores):
+        needed = math.ceil(1 / false_positive_rate) - 1
+        raise ValueError(
+            f"Expected at least {needed} images for a rate of {false_positive_rate}, but got {len(scores)}"
+        )
+    return float(scores.kthvalue(rank).values)
+
+
+def _in_batches(
+    evidence: Callable[[GenerativeClassifier, Tensor, Tensor], Tensor],
+    model: GenerativeClassifier,
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
+    pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+    return torch.cat([evidence(model, images, labels) for images, labels in pairs])
+
+
+def _offsets(model: GenerativeClassifier, x: Tensor, y: Tensor) -> Float[Tensor, "batch latent"]:
+    if not isinstance(model, EncodesMixture):
+        raise ValueError(f"Expected a model with `encode` and `means`, but got {type(model).__name__}")
+    offsets: Tensor = model.encode(x, y) - model.means[y]
+    return offsets
 
 
 def _distances(model: GenerativeClassifier, x: Tensor, y: Tensor) -> Float[Tensor, " batch"]:
@@ -280,22 +325,9 @@ def _threshold(scores: Tensor, false_positive_rate: float | None) -> float:
         if not len(scores):
             raise ValueError("Expected images of every class, but a class has none")
         return float(scores.mean())
-    rank = math.ceil((len(scores) + 1) * (1 - false_positive_rate))
-    if rank > len(scores):
-        needed = math.ceil(1 / false_positive_rate) - 1
-        raise ValueError(
-            f"Expected at least {needed} images for a rate of {false_positive_rate}, but got {len(scores)}"
-        )
-    return float(scores.kthvalue(rank).values)
+    return order_statistic(scores, false_positive_rate)
 
 
 def _check_evidence(evidence: str) -> None:
     if evidence not in get_args(Evidence):
         raise ValueError(f"Expected `evidence` out of {sorted(get_args(Evidence))}, but got {evidence!r}")
-
-
-def _check_labels(y: Tensor, model: GenerativeClassifier) -> None:
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < model.num_classes:
-        raise ValueError(
-            f"Expected labels in [0, {model.num_classes}), but got {int(y.min())} to {int(y.max())}"
-        )

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from gaussians import CLASSES, VARIANCE, Gaussians, drawn
+from torch import Tensor
 
-from genrobust import DeepBayes, DeepBayesConfig, GenerativeClassifier
+from genrobust import DeepBayes, DeepBayesConfig
 from genrobust.models.conditionals import ConditionalArchitecture
 from genrobust.randomness import isolated_rng
 from genrobust.selective import (
@@ -23,47 +24,7 @@ from genrobust.selective import (
 )
 
 EVIDENCE: list[Any] = ["distance", "marginal", "logit", "kl"]
-CLASSES, VARIANCE = 3, 0.02
-
 each_evidence = pytest.mark.parametrize("evidence", EVIDENCE)
-
-
-class Gaussians(GenerativeClassifier):
-    """p(x, y = k) = N(x; mean_k, variance I) / K; the reconstruction is half-way to the mean."""
-
-    def __init__(self) -> None:
-        super().__init__(input_shape=(1, 2, 2), num_classes=CLASSES)
-        means = 0.3 + 0.4 * torch.rand((CLASSES, 1, 2, 2), generator=torch.Generator().manual_seed(5))
-        self.means = nn.Parameter(means.double())
-
-    def class_scores(self, x: Tensor) -> Tensor:
-        error = (self.check(x)[:, None] - self.means).square().flatten(2).sum(2)
-        return -error / (2 * VARIANCE) - 2 * math.log(2 * math.pi * VARIANCE) - math.log(CLASSES)
-
-    def scores_to_logits(self, scores: Tensor) -> Tensor:
-        return scores
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.softmax(1)
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        return (x[:, None] + self.means) / 2
-
-    def with_randomness(self, mode: Any, *, seed: int = 0, generator: Any = None) -> Self:
-        raise NotImplementedError(mode, seed, generator)
-
-    def with_inference(self, **budget: Any) -> Self:
-        raise NotImplementedError(budget)
-
-    def with_gradient(self, gradient: Any) -> Self:
-        raise NotImplementedError(gradient)
-
-
-def drawn(model: Gaussians, count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(CLASSES, (count,), generator=generator)
-    noise = math.sqrt(VARIANCE) * torch.randn((count, 1, 2, 2), generator=generator, dtype=torch.float64)
-    return (model.means.detach()[y] + noise).clamp(0, 1), y
 
 
 # Reconstructions.
@@ -223,8 +184,9 @@ def test_detection_by_a_model_that_searches_latents(
     for evidence in ("marginal", "logit", "distance"):
         detector = calibrate_detector(evidence, model, x, y)  # type: ignore[arg-type]
         assert 0 < detector.flags(model, x, y).float().mean() <= 0.05
+    cnn = make_model("cnn")
     with pytest.raises(ValueError, match="a model with `reconstruct`, but got CNN"):
-        calibrate_detector("distance", make_model("cnn"), x, y)
+        calibrate_detector("distance", cnn, x, y)
 
 
 # Files.
@@ -283,7 +245,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         ),
         (
             lambda m, x, y: Detector(evidence="kl", thresholds=(1.0,)).flags(m, x, y),
-            "`references` for 'kl' alone",
+            "`references` for 'kl' and 'latent' alone",
         ),
         (
             lambda m, x, y: Detector(evidence="logit", thresholds=(1.0, 2.0)).flags(m, x, y),

@@ -1,0 +1,316 @@
+"""GMVAE (Ghosh et al. 2019): one autoencoder whose latents are a Gaussian mixture with one-hot means."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..classifier import Classifier, GenerativeClassifier, changed_budget
+from ..data import UNLABELLED
+from ..gradients import Estimated
+from ..inference import LatentObjective, UniformPrior
+from ..likelihood import gaussian_log_normalizer, kl_between_normals, squared_error
+from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
+from .deep_bayes import SamplingBudget
+from .pooling import PoolingArchitecture, PoolingEncoder, UpsamplingDecoder
+
+__all__ = ["GMVAE", "GMVAEConfig", "NearestMean"]
+
+PUBLISHED_ARCHITECTURE = PoolingArchitecture()
+PUBLISHED_BUDGET = SamplingBudget(samples=1, posterior_mean=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GMVAEConfig:
+    """Hyperparameters of GMVAE, with the published values where there are any.
+
+    Attributes:
+        num_classes: K.
+        architecture: Of encoder and decoder. The paper has convolution, max-pooling, upsampling and dense
+            layers with ReLU, and K latents (SVHN: 32); it does not give their widths.
+        alpha: Weight of the distance to the class's mean (eq. 7). The paper gives no value. It is also the
+            precision of the mixture: eq. 7 is -log p(x, z | y) of a class N(mu_y, I / (2 alpha)), and with
+            100 the means are 20 standard deviations apart.
+        encoder_variance: Sigma_constant, the variance of q(z | x) in every latent; 1/3000 for MNIST, less for
+            more latents (section 4). None has the encoder give the variance, with its entropy in the loss:
+            the ablation of Figure 5.
+        temperature: Divides class scores into logits; None calibrates it on validation data.
+        inference: The latent at the mean of q(z | x) (section 3.3), or a mean over draws.
+    """
+
+    num_classes: int = 10
+    architecture: PoolingArchitecture = PUBLISHED_ARCHITECTURE
+    alpha: float = 100.0
+    encoder_variance: float | None = 1 / 3000
+    temperature: float | None = None
+    inference: SamplingBudget = PUBLISHED_BUDGET
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_classes <= self.architecture.latent_dim:
+            raise ValueError(
+                "Expected `num_classes` of at least 2, and a latent for each, "
+                f"but got {self.num_classes} and {self.architecture.latent_dim} latents"
+            )
+        if not self.alpha > 0:
+            raise ValueError(f"Expected `alpha` above 0, but got {self.alpha}")
+        for name in ("encoder_variance", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Expected `{name}` above 0, but got {value}")
+
+    @property
+    def prior_variance(self) -> float:
+        """Variance of every class in every latent: what eq. 7 penalises distances by."""
+        return 1 / (2 * self.alpha)
+
+
+@final
+class GMVAE(GenerativeClassifier):
+    """Decides for the mean of the mixture that is nearest to the image's encoding (eq. 8).
+
+    Class scores are the bound of eq. 6 on log p(x, y), with all constants:
+
+        -||x - g(z)||^2 - KL[q(z | x) || N(mu_y, I / (2 alpha))] + constant,
+
+    with a Gaussian of variance 1/2 as likelihood, which makes eq. 7 their negative up to a constant. The
+    likelihood is the same for every class, so that it moves log p(x) and no decision. It is taken at the mean
+    f(x): a score may then exceed the bound by what the noise adds to the error; `posterior_mean=False` gives
+    the bound proper, estimated with draws. Everything is differentiable in x; nothing is optimised at
+    inference. What the paper leaves open, and what was chosen:
+
+    - Widths, alpha, rates and epochs: see the config, `PoolingArchitecture` and `zoo.recipes`.
+    - The covariance of the classes: that of eq. 7 in the scores; thresholds take the one that is measured
+      on training images (`selective.chi_square_detector`).
+    - Eq. 3 asks for log p(z) of an unlabelled image: it is taken at the drawn z.
+    - `reconstruct` gives g(f(x)) for every class, as x and y are independent given z (eq. 6).
+
+    Shapes: x (B, C, H, W), latents (B, D), scores (B, K).
+
+    Attributes:
+        means: mu_1 to mu_K, one-hot and padded with zeros, shape (K, D).
+        temperature: Divides class scores into logits.
+        calibrates_temperature: Whether training sets it, on validation data.
+        budget: Where q(z | x) is evaluated.
+        noise: The source of the draws.
+        class_balanced: Whether training batches are (B, K, C, H, W); they are not.
+        validation_budget: What the training loop compares epochs with.
+
+    Example:
+        >>> import torch
+        >>> from genrobust import GMVAE
+        >>> GMVAE()(torch.rand(3, 1, 28, 28)).shape
+        torch.Size([3, 10])
+    """
+
+    class_balanced = False
+    validation_budget: ClassVar[Mapping[str, Any]] = {"posterior_mean": True}
+    means: Tensor
+    temperature: Tensor
+
+    def __init__(self, config: GMVAEConfig | None = None) -> None:
+        config = config or GMVAEConfig()
+        arch = config.architecture
+        super().__init__(input_shape=arch.input_shape, num_classes=config.num_classes)
+        moments = 1 if config.encoder_variance is not None else 2
+        self.encoder = PoolingEncoder(arch, outputs=moments * arch.latent_dim)
+        self.decoder = UpsamplingDecoder(arch)
+        self.register_buffer("means", torch.eye(config.num_classes, arch.latent_dim))
+        self.register_buffer("temperature", torch.tensor(config.temperature or 1.0))
+        self.calibrates_temperature = config.temperature is None
+        self.config = config
+        self.budget = config.inference
+        self.randomized = not config.inference.posterior_mean
+        self.gradient: Estimated | None = None
+        self.noise: NoiseSource = FixedNoise(0)
+        self.set_parts_training(False)
+
+    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Give the bound of eq. 6 on log p(x, y = k) in nats; classes are equally likely a priori.
+
+        Shape: (B, C, H, W) -> (B, K).
+        """
+        x = self.check(x)
+        return self._estimate(x) if self.gradient is None else self.gradient.linearized(self._estimate, x)
+
+    def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
+        """Give the scores, without their constant, over the temperature."""
+        return (scores - self._log_constant) / self.temperature
+
+    def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """Give p(y | z), a softmax of distances to the means over the temperature (eq. 8)."""
+        return self.scores_to_logits(scores).softmax(1)
+
+    def encode(
+        self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch latent"]:
+        """Give f(x), the mean of q(z | x), differentiable in x; the class does not matter."""
+        del y
+        return self._posterior(self.check(x))[0]
+
+    def distances(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch classes"]:
+        """Give ||z - mu_k||^2 for every class."""
+        return (z[:, None] - self.means).square().sum(2)
+
+    def reconstruct(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes channels height width"]:
+        """Give g(f(x)), the same for every class, differentiable in x."""
+        images: Tensor = self.decoder(self.encode(x)[:, None])
+        return images.expand(-1, self.num_classes, -1, -1, -1)
+
+    @torch.no_grad()
+    def sample(
+        self, per_class: int, *, generator: torch.Generator
+    ) -> Float[Tensor, "classes samples channels height width"]:
+        """Draw images of every class: g(z) for z from N(mu_y, I / (2 alpha))."""
+        shape = (self.num_classes, per_class, self.config.architecture.latent_dim)
+        noise = torch.randn(shape, generator=generator).to(self.means)
+        images: Tensor = self.decoder(self.means[:, None] + math.sqrt(self.config.prior_variance) * noise)
+        return images
+
+    @property
+    def objective(self) -> LatentObjective:
+        """||x - g(z)||^2, for the inference engine: eq. 9, with one problem for each mean as start."""
+        scale = math.sqrt(self.config.prior_variance)
+        return LatentObjective(
+            decoders=self.decoder,
+            prior=UniformPrior(self.means, scale=scale),
+            beta=1.0,
+            num_classes=self.num_classes,
+            latent_dim=self.config.architecture.latent_dim,
+            variational=False,
+        )
+
+    def encoder_view(self) -> "NearestMean":
+        """Give the encoder as a classifier of its own, which shares the weights: what the paper attacks."""
+        return NearestMean(self)
+
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
+        """Give a variant that shares the weights and draws z in another mode; see the contract."""
+        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
+
+    def with_inference(self, **budget: Any) -> Self:
+        """Give a variant that shares the weights and evaluates q(z | x) elsewhere.
+
+        Args:
+            **budget: Fields of `SamplingBudget`.
+
+        Raises:
+            ValueError: If a field is unknown or its value makes no sense.
+        """
+        changed = changed_budget(self.budget, budget)
+        return self._variant(budget=changed, randomized=not changed.posterior_mean)
+
+    def with_gradient(self, gradient: Literal["exact", "estimated"] | Estimated) -> Self:
+        """Give a variant that shares the weights and hands attackers another gradient.
+
+        Args:
+            gradient: `"exact"`; `"estimated"`, from scores alone; or `Estimated` with its own settings.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if isinstance(gradient, Estimated):
+            return self._variant(gradient=gradient)
+        if gradient not in ("exact", "estimated"):
+            raise ValueError(f"Expected `gradient` to be 'exact' or 'estimated', but got {gradient!r}")
+        return self._variant(gradient=Estimated() if gradient == "estimated" else None)
+
+    @property
+    def phases(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates."""
+        return {"elbo": list(self.parameters())}
+
+    def training_loss(
+        self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        """Give the mean over images of eq. 7 where there is a label, and of eq. 3 where there is none.
+
+        Both negated, up to constants, with one draw of z from torch's global generator.
+
+        Args:
+            phase: `"elbo"`.
+            x: Images.
+            y: Classes; -1 where it is not known.
+        """
+        if phase != "elbo":
+            raise ValueError(f"Expected `phase` to be 'elbo', but got {phase!r}")
+        mean, log_variance = self._posterior(x)
+        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        error = squared_error(x[:, None], self.decoder(z[:, None]).to(x.dtype))[:, 0]
+        labelled = self._penalty(mean, log_variance, self.means[y.clamp_min(0)])
+        unlabelled = math.log(self.num_classes) - (-self.config.alpha * self.distances(z)).logsumexp(1)
+        if self.config.encoder_variance is None:
+            unlabelled = unlabelled - 0.5 * log_variance.sum(1)
+        loss: Tensor = (error + torch.where(y == UNLABELLED, unlabelled, labelled)).mean()
+        return loss
+
+    def _penalty(self, mean: Tensor, log_variance: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
+        """Give alpha ||f(x) - mu_y||^2, or the divergence where the variance is free."""
+        if self.config.encoder_variance is not None:
+            return self.config.alpha * (mean - target).square().sum(1)
+        return kl_between_normals(mean, log_variance, target, self._prior_log_variance(target))
+
+    def _prior_log_variance(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, math.log(self.config.prior_variance))
+
+    @property
+    def _log_constant(self) -> float:
+        return gaussian_log_normalizer(math.prod(self.input_shape)) - math.log(self.num_classes)
+
+    def _posterior(self, x: Tensor) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
+        """Give mean and log-variance of q(z | x)."""
+        outputs: Tensor = self.encoder(x).to(x.dtype)
+        if self.config.encoder_variance is not None:
+            return outputs, torch.full_like(outputs, math.log(self.config.encoder_variance))
+        mean, log_variance = outputs.chunk(2, 1)
+        return mean, log_variance
+
+    def _estimate(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        draws = 1 if self.budget.posterior_mean else self.budget.samples
+        shape = (len(x), draws, self.config.architecture.latent_dim)
+        if self.budget.posterior_mean:
+            noise = x.new_zeros(shape)
+        else:
+            noise = self.noise.stream(part=self.budget.seed).normal(shape, like=x)
+        image_bytes = draws * self.config.architecture.activations * x.element_size()
+        rows = max(1, self.budget.max_bytes // image_bytes)
+        parts = zip(x.split(rows), noise.split(rows), strict=True)
+        return torch.cat([self._bound(*part) for part in parts])
+
+    def _bound(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        noise: Float[Tensor, "batch draws latent"],
+    ) -> Float[Tensor, "batch classes"]:
+        mean, log_variance = (part[:, None] for part in self._posterior(x))
+        z = mean + (0.5 * log_variance).exp() * noise
+        error = squared_error(x[:, None], self.decoder(z)).mean(1, keepdim=True)
+        divergence = kl_between_normals(mean, log_variance, self.means, self._prior_log_variance(self.means))
+        return self._log_constant - error - divergence
+
+
+@final
+class NearestMean(Classifier):
+    """GMVAE's encoder alone: logits fall with the squared distance to each mean.
+
+    The paper crafts its FGSM, MIM and PGD examples on it (section 4). Its cross-entropy is that of the whole
+    model, whose logits differ by the likelihood, which all classes share: what an attack on it does not know
+    is the thresholds.
+
+    Attributes:
+        model: The whole model.
+    """
+
+    def __init__(self, model: GMVAE) -> None:
+        super().__init__(input_shape=model.input_shape, num_classes=model.num_classes)
+        self.model = model
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Give -alpha ||f(x) - mu_k||^2 / temperature."""
+        distances = self.model.distances(self.model.encode(x))
+        return -self.model.config.alpha * distances / self.model.temperature
