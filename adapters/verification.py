@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal, TypeVar, final, get_args
+from typing import Any, Literal, Protocol, Self, TypeVar, final, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..classifier import Classifier, GenerativeClassifier, valid_images
-from ..selective import SelectiveClassifier
+from ..classifier import Classifier, valid_images
 
 __all__ = [
     "BALL_TOLERANCE",
@@ -33,6 +32,15 @@ _CODEBOOK_SEED = 2  # apart from the attacked model's own, which is 0 unless som
 _NOISE_SEED = 1 << 30  # apart from the draws that an attack has seen, whatever their seed
 
 C = TypeVar("C", bound=Classifier)
+
+
+@runtime_checkable
+class _Searches(Protocol):
+    """A model whose candidates or draws are chosen by the seed of its budget."""
+
+    def with_inference(self, **budget: Any) -> Self:
+        """Give a variant with another budget."""
+        ...
 
 
 @final
@@ -190,9 +198,7 @@ def attack_every_class(
 def fresh_variant(model: C, *, seed: int, codebook_seed: int) -> C:
     """Give the variant that judges: the model's full budget, with noise and candidates no attack has seen."""
     fresh = model.with_randomness("fresh", seed=seed)
-    if isinstance(fresh, GenerativeClassifier):
-        return fresh.with_inference(seed=codebook_seed)
-    return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, SelectiveClassifier) else fresh
+    return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, _Searches) else fresh
 
 
 def wrong_and_accepted(

@@ -247,7 +247,8 @@ def latent_precisions(
     if (fewest := min(map(len, groups))) < needed:
         raise ValueError(f"Expected at least {needed} images for a covariance, but got {fewest}")
     covariances = torch.stack([group.double().mT @ group.double() / len(group) for group in groups])
-    return torch.linalg.inv(covariances).flatten(1).to(offsets.dtype)
+    precisions: Tensor = torch.linalg.inv(covariances).flatten(1).to(offsets.dtype)
+    return precisions
 
 
 def spread(scores: Float[Tensor, " images"]) -> float:
