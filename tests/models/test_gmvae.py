@@ -82,15 +82,23 @@ def test_equation_3_of_images_without_a_label(
     torch.testing.assert_close(loss_of(model, x, torch.full((6,), -1)), expected.mean())
 
 
-def test_a_batch_mixes_both_losses(make_model: Make, images: Make) -> None:
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_a_batch_mixes_both_losses(shift: int, make_model: Make, images: Make) -> None:
     model = make_model("gmvae", dtype=torch.float64)
     x, y = images(model, 4), torch.tensor([2, -1, 0, -1])
+    with torch.no_grad():  # of the labelled images none, one or both are labelled rightly
+        model.means.copy_(torch.eye(4, 5))
+        z = model.encode(x)
+        model.means[2], model.means[0] = z[0] + (shift < 1) * 9, z[2] + (shift < 2) * 9
     known = loss_of(model, x, torch.tensor([2, 1, 0, 3]))
     _, _, z = drawn_latents(model, x, seed=3)
     mean = model.encoder(x)
     prior = math.log(4) - (-4.0 * (z[:, None] - model.means).square().sum(2)).logsumexp(1)
     penalty = 4.0 * (mean - model.means[[2, 1, 0, 3]]).square().sum(1)
-    expected = known + (prior - penalty)[[1, 3]].sum() / 4
+    nearest = torch.cdist(mean, model.means).argmin(1)
+    right = float((nearest == torch.tensor([2, 1, 0, 3]))[[0, 2]].double().mean())
+    trust = max(0.0, (4 * right - 1) / 3)
+    expected = known + (trust * prior - penalty)[[1, 3]].sum() / 4
     torch.testing.assert_close(loss_of(model, x, y), expected)
 
 

@@ -85,7 +85,9 @@ class GMVAE(GenerativeClassifier):
     - Widths, alpha, rates and epochs: see the config, `PoolingArchitecture` and `zoo.recipes`.
     - The covariance of the classes: that of eq. 7 in the scores; thresholds take the one that is measured
       on training images (`selective.chi_square_detector`).
-    - Eq. 3 asks for log p(z) of an unlabelled image: it is taken at the drawn z.
+    - Eq. 3 asks for log p(z) of an unlabelled image: it is taken at the drawn z. It counts as far as the
+      labels in the batch are right beyond chance: from the first step on, it would hold all images at the
+      mean that they happen to start from, against the few labels.
     - `reconstruct` gives g(f(x)) for every class, as x and y are independent given z (eq. 6).
 
     Shapes: x (B, C, H, W), latents (B, D), scores (B, K).
@@ -230,7 +232,8 @@ class GMVAE(GenerativeClassifier):
     ) -> Float[Tensor, ""]:
         """Give the mean over images of eq. 7 where there is a label, and of eq. 3 where there is none.
 
-        Both negated, up to constants, with one draw of z from torch's global generator.
+        Both negated, up to constants, with one draw of z from torch's global generator. In a batch of both,
+        log p(z) of eq. 3 counts as far as the labels are right.
 
         Args:
             phase: `"elbo"`.
@@ -244,6 +247,7 @@ class GMVAE(GenerativeClassifier):
         error = squared_error(x[:, None], self.decoder(z[:, None]).to(x.dtype))[:, 0]
         labelled = self._penalty(mean, log_variance, self.means[y.clamp_min(0)])
         unlabelled = math.log(self.num_classes) - (-self.config.alpha * self.distances(z)).logsumexp(1)
+        unlabelled = self._trust(mean, y) * unlabelled
         if self.config.encoder_variance is None:
             unlabelled = unlabelled - 0.5 * log_variance.sum(1)
         loss: Tensor = (error + torch.where(y == UNLABELLED, unlabelled, labelled)).mean()
@@ -254,6 +258,16 @@ class GMVAE(GenerativeClassifier):
         if self.config.encoder_variance is not None:
             return self.config.alpha * (mean - target).square().sum(1)
         return kl_between_normals(mean, log_variance, target, self._prior_log_variance(target))
+
+    @torch.no_grad()
+    def _trust(self, mean: Float[Tensor, "batch latent"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """Give 0 where labelled images are labelled no better than by chance, and 1 where all are right."""
+        known = y != UNLABELLED
+        if not known.any():
+            return mean.new_ones(())
+        right = (self.distances(mean).argmin(1) == y)[known].to(mean.dtype).mean()
+        trust: Tensor = ((self.num_classes * right - 1) / (self.num_classes - 1)).clamp_min(0)
+        return trust
 
     def _prior_log_variance(self, like: Tensor) -> Tensor:
         return torch.full_like(like, math.log(self.config.prior_variance))
