@@ -237,7 +237,7 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("gmvae", "digits"): {"epochs": 40, "batch_size": 64, "halve_every": 15, "noise_std": 0.0},
     ("gmvae", "mnist"): {"epochs": 25, "batch_size": 128, "halve_every": 8, "noise_std": 0.0},
     ("gmvae", "coil20"): {"epochs": 200, "batch_size": 64, "halve_every": 60, "noise_std": 0.0},
-    ("gmvae-semi", "digits"): {"epochs": 24, "batch_size": 64, "halve_every": 8, "noise_std": 0.0},
+    ("gmvae-semi", "digits"): {"epochs": 60, "batch_size": 64, "halve_every": 20, "noise_std": 0.0},
     ("gmvae-semi", "mnist"): {"epochs": 19, "batch_size": 128, "halve_every": 6, "noise_std": 0.0},
     ("gmvae-variable", "mnist"): {"epochs": 25, "batch_size": 128, "halve_every": 8, "noise_std": 0.0},
     ("vade", "digits"): {"epochs": 80, "batch_size": 64, "halve_every": 27, "noise_std": 0.0},
