@@ -23,13 +23,13 @@ from ..inference import (
     refine,
 )
 from ..inference.codebook_files import fingerprint, read_codebook, write_codebook
+from ..inference.derived import Derived, codebook_key
 from ..nets import DecoderBank, EncoderBank
 from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
 
 __all__ = ["LatentClassifier"]
 
 SEARCH_ROWS = 512
-KEPT_CODEBOOKS = 2  # one for the attack, one for re-scoring with other candidates
 
 
 class LatentClassifier(GenerativeClassifier):
@@ -79,7 +79,7 @@ class LatentClassifier(GenerativeClassifier):
         self.gradient: SurrogateGradient = Envelope()
         self.noise: NoiseSource = FixedNoise(0)
         self._log_constant = log_constant
-        self._derived = _Derived()
+        self._derived = Derived()
         self._remembered: Posterior | None = None
         self._refined: Tensor | None = None
         self.set_parts_training(False)
@@ -220,12 +220,7 @@ class LatentClassifier(GenerativeClassifier):
     @property
     def objective(self) -> LatentObjective:
         """The objective of the weights as they are now, with decoders in the form that runs fastest."""
-        parts = self._weights()
-        if self._derived.objective is None or not _same(self._derived.weights, parts):
-            self._derived.weights = [part.detach().clone() for part in parts]
-            self._derived.codebooks.clear()
-            self._derived.objective = self.trainable_objective.for_inference()
-        return self._derived.objective
+        return self._derived.objective(self._weights(), lambda: self.trainable_objective.for_inference())
 
     @property
     def trainable_objective(self) -> LatentObjective:
@@ -242,13 +237,7 @@ class LatentClassifier(GenerativeClassifier):
 
     def _codebook(self, x: Tensor) -> Codebook:
         """Give the codebook of this budget and of the weights as they are now."""
-        objective, codebooks = self.objective, self._derived.codebooks
-        key = _codebook_key(self.budget)
-        codebook = codebooks.pop(key, None) or Codebook(objective, self.budget, like=x)
-        codebooks[key] = codebook
-        while len(codebooks) > KEPT_CODEBOOKS:
-            del codebooks[next(iter(codebooks))]
-        return codebook
+        return self._derived.codebook(self.objective, self.budget, like=x)
 
     def save_codebook(self, path: str | os.PathLike[str]) -> None:
         """Write the codebook of this budget and these weights, so that `load_codebook` need not decode it."""
@@ -266,10 +255,10 @@ class LatentClassifier(GenerativeClassifier):
         codebook = read_codebook(
             path, self.objective, self.budget, fingerprint=self._fingerprint(), like=like
         )
-        self._derived.codebooks[_codebook_key(self.budget)] = codebook
+        self._derived.keep(codebook, self.budget)
 
     def _fingerprint(self) -> str:
-        return fingerprint(self._weights(), (*_codebook_key(self.budget), self.beta, self.variational))
+        return fingerprint(self._weights(), (*codebook_key(self.budget), self.beta, self.variational))
 
     def _weights(self) -> list[Tensor]:
         """Give what codebooks and fused decoders are computed from."""
@@ -310,26 +299,4 @@ class LatentClassifier(GenerativeClassifier):
         return super()._variant(_derived=self._derived, **attributes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_derived": _Derived(), "_remembered": None, "_refined": None}
-
-
-class _Derived:
-    """What is computed from the weights, and shared by a model's variants."""
-
-    def __init__(self) -> None:
-        self.weights: list[Tensor] = []
-        self.objective: LatentObjective | None = None
-        self.codebooks: dict[tuple[object, ...], Codebook] = {}
-
-
-def _codebook_key(budget: InferenceBudget) -> tuple[object, ...]:
-    names = ("candidates", "drop_least_likely", "radius", "seed", "max_bytes", "bfloat16_search")
-    return tuple(getattr(budget, name) for name in names)
-
-
-def _same(kept: list[Tensor], parts: list[Tensor]) -> bool:
-    """Compare values: version counters miss `weight.data.copy_(...)`, and addresses are used again."""
-    return all(
-        old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
-        for old, new in zip(kept, parts, strict=True)
-    )
+        return {**self.__dict__, "_derived": Derived(), "_remembered": None, "_refined": None}
