@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, Self, TypeVar, final, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, cast, final, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..classifier import Classifier, valid_images
+from ..purification import Purified
 
 __all__ = [
     "BALL_TOLERANCE",
@@ -198,6 +199,8 @@ def attack_every_class(
 def fresh_variant(model: C, *, seed: int, codebook_seed: int) -> C:
     """Give the variant that judges: the model's full budget, with noise and candidates no attack has seen."""
     fresh = model.with_randomness("fresh", seed=seed)
+    if isinstance(fresh, Purified):
+        return cast(C, fresh.with_candidates(codebook_seed))
     return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, _Searches) else fresh
 
 

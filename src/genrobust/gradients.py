@@ -25,6 +25,7 @@ __all__ = [
     "SurrogateGradient",
     "Unrolled",
     "expectation",
+    "straight_through",
     "surrogate_gradient",
 ]
 
@@ -210,6 +211,30 @@ class _LinearSurrogate(torch.autograd.Function):
         slopes, directions = ctx.saved_tensors
         weights = (slopes * gradients[0]).sum(2) / len(directions)
         return torch.einsum("sb,sbchw->bchw", weights, directions), None, None, None
+
+
+def straight_through(x: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Give `value`, with the gradient of `x`: the backward pass is the identity, exactly.
+
+    The straight-through estimator of a binarisation (Bengio et al. 2013) and, where `value` is what a
+    defence makes of an image `x`, backward-pass differentiable approximation, BPDA (Athalye et al. 2018).
+    """
+    result: Tensor = _StraightThrough.apply(x, value)
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument, with the Jacobian of the first one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        del ctx, x
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        del ctx
+        return gradients[0], None
 
 
 def surrogate_gradient(gradient: str | SurrogateGradient) -> SurrogateGradient:
