@@ -43,20 +43,25 @@ from genrobust import (  # noqa: E402
     CNN,
     EABS,
     GMVAE,
+    MADVAE,
     MLP,
     ABSConfig,
     Architecture,
     BayesianMLP,
     BayesianMLPConfig,
     CNNConfig,
+    ConvNet,
+    ConvNetConfig,
     DeepBayes,
     DeepBayesConfig,
     EABSConfig,
     GMVAEConfig,
     InferenceBudget,
+    MADVAEConfig,
     MLPConfig,
     PoolCNN,
     PoolCNNConfig,
+    Purified,
     VaDEClassifier,
     VaDEConfig,
 )
@@ -91,6 +96,16 @@ ARCHITECTURES = {
         decoder_activation="elu",
         dropout=0.0,
     ),
+}
+
+SMALL_CONV_NET: dict[str, Any] = {
+    "input_shape": (1, 8, 8),
+    "input_dropout": 0.2,
+    "convolutions": (Conv(4, 3, 1, 1), Conv(5, 3)),
+    "pooled": (1,),
+    "feature_dropout": 0.3,
+    "hidden": (8,),
+    "hidden_dropout": 0.5,
 }
 
 
@@ -140,11 +155,17 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
             ABSConfig,
             {"architecture": ARCHITECTURES["abs"], "inference": abs_inference, "alpha": 48.0},
         ),
+        "conv-net": (ConvNet, ConvNetConfig, SMALL_CONV_NET),
         "bnn": (BayesianMLP, BayesianMLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
         "deep-bayes": (DeepBayes, DeepBayesConfig, {"architecture": conditional}),
         "eabs": (EABS, EABSConfig, {"architecture": ARCHITECTURES["eabs"], "inference": inference}),
         "gmvae": (GMVAE, GMVAEConfig, {"architecture": pooling, "alpha": 4.0, "encoder_variance": 0.05}),
         "mlp": (MLP, MLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
+        "purified": (
+            _purified,
+            MADVAEConfig,
+            {"input_shape": (1, 8, 8), "latent_dim": 5, "channels": (4, 5, 6, 7)},
+        ),
         "pool-cnn": (
             PoolCNN,
             PoolCNNConfig,
@@ -161,6 +182,10 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
         model = model_type(config_type(**{"num_classes": NUM_CLASSES, **defaults, **config}))
         _spread(model)
     return model.to(dtype)
+
+
+def _purified(config: MADVAEConfig) -> Purified:
+    return Purified(MADVAE(config), ConvNet(ConvNetConfig(num_classes=config.num_classes, **SMALL_CONV_NET)))
 
 
 @torch.no_grad()

@@ -16,7 +16,19 @@ from genrobust.gradients import Envelope
 from genrobust.randomness import FixedNoise, FreshNoise, isolated_rng, noise_source
 
 Make = Callable[..., Any]
-MODELS = ["abs", "bnn", "cnn", "deep-bayes", "eabs", "gmvae", "mlp", "pool-cnn", "vade"]
+MODELS = [
+    "abs",
+    "bnn",
+    "cnn",
+    "conv-net",
+    "deep-bayes",
+    "eabs",
+    "gmvae",
+    "mlp",
+    "pool-cnn",
+    "purified",
+    "vade",
+]
 GENERATIVE = ["abs", "eabs", "vade"]
 each_model = pytest.mark.parametrize("name", MODELS)
 each_generative_model = pytest.mark.parametrize("name", GENERATIVE)
@@ -230,7 +242,8 @@ def test_only_a_training_loop_switches_the_parts(name: str, make_model: Make, im
     model.train()
     assert not any(part.training for part in parts)
     model.set_parts_training(True)
-    assert all(part.training for part in parts)
+    trained = list(model.purifier.children()) if name == "purified" else parts
+    assert all(part.training for part in trained)
     model.set_parts_training(False)
     assert not any(part.training for part in parts)
     assert torch.equal(model(images(model, 4)), expected)

@@ -1,5 +1,6 @@
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -459,6 +460,23 @@ def test_inconsistent_tensors_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ImageDataset("toy", "train", images, labels, ("a", "b"))
+
+
+def test_pairs_stay_pairs_and_have_one_shape() -> None:
+    whole = make_dataset([0, 1, 0, 1], 2)
+    assert whole.clean_batch(slice(None)) is None
+    paired = replace(whole, clean=255 - whole.images)
+    for part in (
+        paired.subset(torch.tensor([3, 1])),
+        *paired.split_validation(0.5, generator=torch.Generator().manual_seed(0)),
+    ):
+        clean = part.clean_batch(slice(None))
+        assert clean is not None
+        torch.testing.assert_close(clean, 1 - part.batch(slice(None))[0])
+    with pytest.raises(
+        ValueError, match=r"`clean` to be a torch.uint8 tensor of shape \(4, 1, 1, 1\), but got"
+    ):
+        replace(whole, clean=whole.images[:3])
 
 
 @given(

@@ -119,6 +119,27 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert_same(weights(whole), weights(resumed))
 
 
+def test_a_model_may_bring_its_optimiser_and_bound_the_gradient(digits: ImageDataset, tmp_path: Path) -> None:
+    class Slow(type(small_cnn())):  # type: ignore[misc]
+        max_gradient_norm = 1e-3
+
+        def make_optimizer(
+            self, phase: str, parameters: list[torch.nn.Parameter], learning_rate: float
+        ) -> object:
+            assert (phase, learning_rate) == ("classifier", 1e-3)
+            return torch.optim.SGD(parameters, lr=0.5)
+
+    model = small_cnn()
+    model.__class__ = Slow
+    before = weights(model)
+    config = replace(CONFIG, epochs=1, batch_size=400, halve_every=1)
+    fit(model, digits, config=config, folder=tmp_path, fabric=cpu())
+    moved = (
+        sum(float((after - before[name]).square().sum()) for name, after in model.named_parameters()) ** 0.5
+    )
+    assert 0.4 * 1e-3 < moved <= 0.5 * 1e-3 * (1 + 1e-3)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

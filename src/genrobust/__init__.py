@@ -21,11 +21,16 @@ from .models.baselines import (
     PoolCNN,
     PoolCNNConfig,
 )
+from .models.comdefend import ComDefend, ComDefendConfig
+from .models.convnets import ConvNet, ConvNetConfig
 from .models.deep_bayes import DeepBayes, DeepBayesConfig
 from .models.eabs import EABS, EABSConfig
 from .models.gmvae import GMVAE, GMVAEConfig
+from .models.mad_vae import MADVAE, MADVAEConfig
 from .models.vade import VaDEClassifier, VaDEConfig
 from .nets import Architecture, DecoderBank, architecture
+from .projection import LatentProjection
+from .purification import Purified, Purifier, TrainablePurifier
 from .selective import SelectiveClassifier
 
 if TYPE_CHECKING:
@@ -50,6 +55,7 @@ __all__ = [
     "CNN",
     "EABS",
     "GMVAE",
+    "MADVAE",
     "MLP",
     "ABSConfig",
     "Adversary",
@@ -58,6 +64,10 @@ __all__ = [
     "BayesianMLPConfig",
     "CNNConfig",
     "Classifier",
+    "ComDefend",
+    "ComDefendConfig",
+    "ConvNet",
+    "ConvNetConfig",
     "DecoderBank",
     "DeepBayes",
     "DeepBayesConfig",
@@ -68,11 +78,16 @@ __all__ = [
     "GMVAEConfig",
     "GenerativeClassifier",
     "InferenceBudget",
+    "LatentProjection",
+    "MADVAEConfig",
     "MLPConfig",
     "PoolCNN",
     "PoolCNNConfig",
     "Prediction",
+    "Purified",
+    "Purifier",
     "SelectiveClassifier",
+    "TrainablePurifier",
     "Unrolled",
     "VaDEClassifier",
     "VaDEConfig",

@@ -79,9 +79,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         labels: Class of every image, counted from 0.
         class_names: One name per class, in label order.
         partly_labelled: Whether labels may be missing: `UNLABELLED`, -1.
+        clean: What a purifier is to make of every image, where the images are adversarial.
 
     Raises:
-        ValueError: If `images` and `labels` have the wrong type or shape, or a label is out of range.
+        ValueError: If `images`, `labels` or `clean` have the wrong type or shape, or a label is out of range.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     labels: Int64[Tensor, " count"] = field(repr=False)
     class_names: tuple[str, ...] = field(repr=False)
     partly_labelled: bool = False
+    clean: UInt8[Tensor, "count channels height width"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -102,6 +104,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             raise ValueError(
                 f"Expected `labels` to be a torch.int64 tensor of shape ({len(images)},), "
                 f"but got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        if self.clean is not None and (self.clean.dtype, self.clean.shape) != (images.dtype, images.shape):
+            raise ValueError(
+                f"Expected `clean` to be a torch.uint8 tensor of shape {tuple(images.shape)}, "
+                f"but got {self.clean.dtype} of shape {tuple(self.clean.shape)}"
             )
         lowest = UNLABELLED if self.partly_labelled else 0
         if ((labels < lowest) | (labels >= self.num_classes)).any():
@@ -137,13 +144,22 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """
         return _to_unit_range(self.images[indices]), self.labels[indices]
 
+    def clean_batch(self, indices: Indices) -> Float[Tensor, "batch channels height width"] | None:
+        """Returns what a purifier is to make of the selected images, or None if they are not paired.
+
+        Args:
+            indices: Positions of the images, as a tensor or a slice.
+        """
+        return None if self.clean is None else _to_unit_range(self.clean[indices])
+
     def subset(self, indices: Indices) -> "ImageDataset":
         """Returns a dataset of the selected images only, in the order of `indices`.
 
         Args:
             indices: Positions of the images; a slice shares memory with this dataset, a tensor copies.
         """
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        clean = None if self.clean is None else self.clean[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[indices], clean=clean)
 
     def split_validation(
         self, fraction: float = 0.1, *, generator: torch.Generator

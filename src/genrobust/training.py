@@ -26,7 +26,7 @@ from .data import UNLABELLED, ImageDataset
 from .randomness import isolated_rng
 from .storage import write_atomically
 
-__all__ = ["TrainingConfig", "TrainingResult", "accuracy", "calibrate_temperature", "fit"]
+__all__ = ["Trainable", "TrainingConfig", "TrainingResult", "accuracy", "calibrate_temperature", "fit"]
 
 CHECKPOINT = "checkpoint.pt"
 EVALUATION_BATCH = 256
@@ -76,7 +76,11 @@ class TrainingConfig:
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What the loop needs of a model."""
+    """What the loop needs of a model.
+
+    Two things more are asked of a model that has them: `make_optimizer(phase, parameters, learning_rate)`,
+    in place of Adam, and `max_gradient_norm`, to which the gradient of a step is clipped.
+    """
 
     class_balanced: bool
 
@@ -85,8 +89,8 @@ class Trainable(Protocol):
         """The parameters that each phase of a step updates, in order."""
         ...
 
-    def training_loss(self, phase: str, x: Tensor, y: Tensor) -> Tensor:
-        """Give the loss of one phase."""
+    def training_loss(self, phase: str, x: Tensor, y: Tensor, *clean: Tensor) -> Tensor:
+        """Give the loss of one phase; with the clean images, where the data set pairs them with others."""
         ...
 
 
@@ -181,17 +185,20 @@ class _Run:
         self.wrapped = fabric.setup_module(model)
         self.wrapped.mark_forward_method("training_loss")
         phases: Mapping[str, list[nn.Parameter]] = model.phases
+        make_optimizer = getattr(model, "make_optimizer", _adam)
         self.optimizers: dict[str, Any] = {
-            phase: fabric.setup_optimizers(torch.optim.Adam(parameters, lr=config.learning_rate))
+            phase: fabric.setup_optimizers(make_optimizer(phase, parameters, config.learning_rate))
             for phase, parameters in phases.items()
         }
+        self.rates = {phase: o.param_groups[0]["lr"] for phase, o in self.optimizers.items()}
+        self.max_gradient_norm: float | None = getattr(model, "max_gradient_norm", None)
 
     def train_epoch(self, dataset: ImageDataset, report: Callable[[float, str], None]) -> dict[str, float]:
         """Run one epoch; give the mean loss of each phase."""
         config, epoch, rank = self.config, self.state.epoch, self.fabric.global_rank
-        for optimizer in self.optimizers.values():
+        for phase, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * 0.5 ** (epoch // config.halve_every)
+                group["lr"] = self.rates[phase] * 0.5 ** (epoch // config.halve_every)
         order = np.random.default_rng((config.seed, epoch))
         batches = list(_batches(self.model, dataset, config.batch_size, order))
         totals = dict.fromkeys(self.optimizers, 0.0)
@@ -212,12 +219,16 @@ class _Run:
         images, labels = dataset.batch(share.flatten())
         x, y = images.to(self.fabric.device), labels.to(self.fabric.device)
         x = (x + self.config.noise_std * torch.randn_like(x)).unflatten(0, tuple(share.shape))
+        clean = dataset.clean_batch(share.flatten())
+        paired = () if clean is None else (clean.to(self.fabric.device),)
         losses = {}
         for phase, optimizer in self.optimizers.items():
             optimizer.zero_grad()
             with self.fabric.autocast():  # Fabric enters it by itself only where a strategy wraps the model
-                loss = self.wrapped.training_loss(phase, x, y)
+                loss = self.wrapped.training_loss(phase, x, y, *paired)
             self.fabric.backward(loss)
+            if self.max_gradient_norm is not None:
+                nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_gradient_norm)
             optimizer.step()
             losses[phase] = float(loss.detach())
             if not np.isfinite(losses[phase]):
@@ -296,6 +307,11 @@ def _partly_labelled_batches(
             labelled = np.concatenate([labelled, order.permutation(np.flatnonzero(known))])
         chosen, labelled = labelled[:share], labelled[share:]
         yield torch.from_numpy(np.concatenate([chosen, unlabelled[first : first + batch_size - share]]))
+
+
+def _adam(phase: str, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    del phase
+    return torch.optim.Adam(parameters, lr=learning_rate)
 
 
 def _shuffled_batches(

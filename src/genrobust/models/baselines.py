@@ -89,7 +89,7 @@ class Adversary:
         return (x + delta).clamp(0, 1)
 
 
-class _CrossEntropyTrained(Classifier):
+class CrossEntropyTrained(Classifier):
     """Abstract: trained by cross-entropy alone."""
 
     class_balanced = False
@@ -129,7 +129,7 @@ class CNNConfig:
 
 
 @final
-class CNN(_CrossEntropyTrained):
+class CNN(CrossEntropyTrained):
     """E-ABS's encoder with a linear layer to the logits (E-ABS section 4.3).
 
     Example:
@@ -181,7 +181,7 @@ class MLPConfig:
 
 
 @final
-class MLP(_CrossEntropyTrained):
+class MLP(CrossEntropyTrained):
     """Fully connected layers with ReLU (Li 2018, appendix A).
 
     Example:
@@ -231,7 +231,7 @@ class PoolCNNConfig:
 
 
 @final
-class PoolCNN(_CrossEntropyTrained):
+class PoolCNN(CrossEntropyTrained):
     """Convolutions, each with max-pooling, and one hidden layer (Li 2018, appendix A: the victim of Table 2).
 
     Example:
@@ -293,7 +293,7 @@ class BayesianMLPConfig:
 
 
 @final
-class BayesianMLP(_CrossEntropyTrained):
+class BayesianMLP(CrossEntropyTrained):
     """An MLP whose dropout stays on: p(y | x) is the mean over drawn networks (Li and Gal 2017).
 
     Example:
