@@ -11,6 +11,7 @@ from genrobust import (
     ABS,
     CNN,
     EABS,
+    MADVAE,
     MLP,
     ABSConfig,
     Adversary,
@@ -18,12 +19,19 @@ from genrobust import (
     BayesianMLPConfig,
     Classifier,
     CNNConfig,
+    ComDefend,
+    ComDefendConfig,
+    ConvNet,
+    ConvNetConfig,
     DeepBayes,
     DeepBayesConfig,
     EABSConfig,
+    LatentProjection,
+    MADVAEConfig,
     MLPConfig,
     PoolCNN,
     PoolCNNConfig,
+    Purified,
     VaDEClassifier,
     VaDEConfig,
 )
@@ -62,6 +70,23 @@ MODELS = {
             likelihood="bernoulli",
             inference=SamplingBudget(samples=3, seed=4),
         )
+    ),
+    "conv-net": lambda: ConvNet(
+        ConvNetConfig(
+            num_classes=3, input_shape=SHAPE, convolutions=(Conv(3, 3, 1, 1),), pooled=(0,), hidden=()
+        )
+    ),
+    "purified": lambda: Purified(
+        MADVAE(
+            MADVAEConfig(
+                num_classes=3, input_shape=SHAPE, channels=(3, 3, 4, 4), latent_dim=2, proximity_weight=0.1
+            )
+        ),
+        MODELS["abs"](),
+    ),
+    "comdefend": lambda: Purified(
+        ComDefend(ComDefendConfig(input_shape=SHAPE, bits=2, compression=(3,), reconstruction=(4,))),
+        MODELS["mlp"](),
     ),
     "vade": lambda: VaDEClassifier(VaDEConfig(num_classes=3, architecture=ARCH, variance=0.2, alpha=0.5)),
     "dv-abs": lambda: EABS(
@@ -111,6 +136,14 @@ def test_file_of_something_else(tmp_path: Path) -> None:
 def test_foreign_model_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got Linear"):
         save_model(torch.nn.Linear(2, 2), tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_purifier_alone_is_no_classifier(tmp_path: Path) -> None:
+    projection = LatentProjection(torch.nn.Identity(), latent_dim=2, input_shape=SHAPE)
+    model = Purified(projection, MODELS["mlp"]())
+    with pytest.raises(ValueError, match="got LatentProjection"):
+        save_model(model, tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from ..classifier import Classifier, GenerativeClassifier
 from ..data import ImageDataset, load_dataset
 from ..models.deep_bayes import DeepBayes
 from ..models.gmvae import GMVAE
-from ..models.latent import LatentClassifier
 from ..models.vade import VaDEClassifier
+from ..purification import Purified
 from ..randomness import isolated_rng
 from ..selective import Detector, calibrate_detector, save_detectors, three_sigma_detectors
 from ..storage import write_json
-from ..training import TrainingConfig, TrainingResult, accuracy, fit
+from ..training import Trainable, TrainingConfig, TrainingResult, accuracy, fit
 from . import list_models, load_model
+from .pairs import adversarial_pairs
 from .recipes import build_model, recipe
 from .serialization import read_model, save_model
 
@@ -51,7 +53,8 @@ def train_recipe(
         dataset: The data set, such as "mnist".
         folder: Of checkpoint, weights, card and, of the likelihood models, detectors; the same call resumes.
         root: Folder of `<dataset>.npz`.
-        initial: Weights to start from, in place of the recipe's.
+        initial: Weights to start from, in place of the recipe's; those of the classifier, where a purifier
+            is trained for one.
         overrides: Fields of `TrainingConfig` in place of the recipe's.
         accelerator: Of Lightning Fabric.
         devices: Processes; above 1 the batch is shared out (distributed data parallel).
@@ -70,13 +73,17 @@ def train_recipe(
         model = build_model(name, dataset)
     _load_initial(model, plan.initial, dataset, initial)
     # Each phase of Algorithm 1 leaves the other's parameters unused.
-    several_phases = isinstance(model, LatentClassifier) and len(model.phases) > 1
+    several_phases = isinstance(model, Trainable) and len(model.phases) > 1
     strategy = DDPStrategy(find_unused_parameters=several_phases) if devices > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=config.precision)
     training = load_dataset(dataset, "train", root=root)
     if plan.labels_per_class is not None:
         generator = torch.Generator().manual_seed(config.seed)
         training = training.hide_labels(plan.labels_per_class, generator=generator)
+    if isinstance(model, Purified) and plan.pairs is not None:
+        training = adversarial_pairs(
+            model.classifier, training, plan.pairs, folder=folder.parent, show_progress=show_progress
+        )
     result = fit(model, training, config=config, folder=folder, fabric=fabric, show_progress=show_progress)
     if not fabric.is_global_zero:
         return None
@@ -91,6 +98,10 @@ def train_recipe(
     card["initial"] = plan.initial
     if plan.labels_per_class is not None:
         card["labels_per_class"] = plan.labels_per_class
+    if isinstance(model, Purified):
+        bare = accuracy(model.classifier, test.subset(slice(test_images or None)))
+        card["unpurified_clean_accuracy"] = {"value": bare, "images": card["clean_accuracy"]["images"]}
+        card["pairs"] = None if plan.pairs is None else asdict(plan.pairs)
     write_json(folder / CARD, card)
     return {**card, "folder": str(folder)}
 
@@ -143,8 +154,9 @@ def _load_initial(model: Classifier, name: str | None, dataset: str, path: Path 
             f"Expected `initial`: this recipe starts from a {name} for {dataset}, and none is shipped; "
             f"train one with `genrobust train {name} --dataset {dataset}`"
         )
+    target = model.classifier if isinstance(model, Purified) else model
     try:
-        model.load_state_dict(source.state_dict())
+        target.load_state_dict(source.state_dict())
     except RuntimeError as error:
         raise ValueError(f"Expected initial weights of the same architecture: {error}") from error
 

@@ -1,4 +1,7 @@
-"""Models as one safetensors file: the weights, and in its metadata the class and the config that built it."""
+"""Models as one safetensors file: the weights, and in its metadata the class and the config that built it.
+
+A purified classifier has two parts, each with a class and a config of its own.
+"""
 
 import json
 import os
@@ -12,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..classifier import Classifier
-from ..models import MODELS
+from ..models import MODELS, PURIFIERS
+from ..purification import Purified
 from ..storage import write_atomically
 
 __all__ = ["config_from_dict", "read_model", "save_model"]
@@ -26,10 +30,8 @@ def save_model(model: Classifier, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: If the model is none of this package's.
     """
-    name = type(model).__name__
-    if name not in MODELS:
-        raise ValueError(f"Expected a model out of {sorted(MODELS)}, but got {name}")
-    metadata = {"model": name, "config": json.dumps(asdict(model.config))}  # type: ignore[call-overload]
+    description = _description(model, MODELS)
+    metadata = {"model": description["model"], "config": json.dumps(description["config"])}
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with write_atomically(path) as part:
         save_file(weights, part, metadata=metadata)
@@ -51,14 +53,36 @@ def read_model(path: str | os.PathLike[str]) -> Classifier:
         weights = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"Expected a safetensors file, but {path} is none: {error}") from error
-    if metadata.get("model") not in MODELS:
-        raise ValueError(
-            f"Expected a model out of {sorted(MODELS)} in {path}, but got {metadata.get('model')!r}"
-        )
-    model_class, config_class = MODELS[metadata["model"]]
-    model = model_class(config_from_dict(config_class, json.loads(metadata["config"])))
+    model = _build(metadata.get("model"), json.loads(metadata.get("config", "{}")), path)
     model.load_state_dict(weights)
     return model
+
+
+def _description(model: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(model, Purified):
+        parts = {
+            "purifier": _description(model.purifier, PURIFIERS),
+            "classifier": _description(model.classifier, MODELS),
+        }
+        return {"model": "Purified", "config": parts}
+    name = type(model).__name__
+    if name not in known:
+        raise ValueError(f"Expected a model out of {sorted(known)}, but got {name}")
+    return {"model": name, "config": asdict(model.config)}
+
+
+def _build(name: str | None, config: Mapping[str, Any], path: Path) -> Classifier:
+    if name == "Purified":
+        purifier, classifier = config["purifier"], config["classifier"]
+        purifier_class, config_class = PURIFIERS[purifier["model"]]
+        return Purified(
+            purifier_class(config_from_dict(config_class, purifier["config"])),
+            _build(classifier["model"], classifier["config"], path),
+        )
+    if name not in MODELS:
+        raise ValueError(f"Expected a model out of {sorted(MODELS)} in {path}, but got {name!r}")
+    model_class, model_config_class = MODELS[name]
+    return model_class(config_from_dict(model_config_class, config))
 
 
 def config_from_dict(config_class: type[T], values: Mapping[str, Any]) -> T:
