@@ -66,11 +66,11 @@ class AttackRow:
     """What is left of a model under one attack.
 
     Attributes:
-        model: Its name; "bare" is the classifier without a purifier.
+        model: Its name; "bare" is the classifier without a purifier, of which all is known.
         gradient: What the attacker was given of the purifier.
         attack: Its name.
         accuracy: Share of the images without a verified adversarial example.
-        published: The paper's, of its own purifiers in grey-box mode.
+        published: The paper's on MNIST, of its own purifiers in grey-box mode.
         distance: Mean L2 norm of the perturbations.
         zero_gradient: Share of the images where the attacked model has no gradient.
     """
@@ -94,7 +94,7 @@ class TransferRow:
         substitute_accuracy: Its accuracy on its own adversarial examples; the paper's "No Defense" seems to
             be this one.
         accuracy: Of the bare classifier, and behind each purifier.
-        published: The paper's accuracies.
+        published: The paper's accuracies on MNIST.
     """
 
     substitute: str
@@ -201,14 +201,14 @@ def _attacked(
     attacks = {name: (craft, norm) for name, craft, norm in _attacks(options) if name in options.attacks}
     for name, (craft, norm) in attacks.items():
         against_bare = _crafted(craft, bare, batch, options.seed)
-        rows.append(_row("bare", bare, "through", name, norm, batch, against_bare, options.seed))
+        rows.append(_row("bare", bare, "grey-box", name, norm, batch, against_bare, options))
         for model_name, model in models.items():
             for gradient in options.gradients:
                 attacked = model.with_gradient(gradient)
                 images = against_bare
                 if gradient != "grey-box":
                     images = _crafted(craft, attacked, batch, options.seed)
-                rows.append(_row(model_name, attacked, gradient, name, norm, batch, images, options.seed))
+                rows.append(_row(model_name, attacked, gradient, name, norm, batch, images, options))
                 if gradient == "grey-box" and name in ("FGSM", "Rand-FGSM", "CW"):
                     found = confusion(_labels(model, images), batch[1], num_classes=model.num_classes)
                     counts[model_name] = counts[model_name] + found if model_name in counts else found
@@ -263,19 +263,21 @@ def _row(
     norm: Norm,
     batch: Batch,
     images: Tensor,
-    seed: int,
+    options: argparse.Namespace,
 ) -> AttackRow:
     x, y = batch
     epsilon = EPSILON if norm == "linf" else None
     parts = zip(x.split(BATCH), y.split(BATCH), images.split(BATCH), strict=True)
-    found = [verify(model, clean, label, adv, norm, epsilon, seed=seed) for clean, label, adv in parts]
-    published = dict(zip(_COLUMNS, PUBLISHED[attack], strict=True))
+    found = [
+        verify(model, clean, label, adv, norm, epsilon, seed=options.seed) for clean, label, adv in parts
+    ]
+    published = _published(PUBLISHED[attack], options)
     row = AttackRow(
         model=name,
         gradient=gradient,
         attack=attack,
         accuracy=1 - float(torch.cat([part.success for part in found]).double().mean()),
-        published=published.get(name) if gradient == "grey-box" or name == "bare" else None,
+        published=published.get(name) if gradient == "grey-box" else None,
         distance=float((images - x).flatten(1).norm(dim=1).mean()),
         zero_gradient=float(torch.cat([part.zero_gradient for part in found]).double().mean()),
     )
@@ -302,12 +304,16 @@ def _transferred(
             clean=_accuracy(substitute, *batch),
             substitute_accuracy=_accuracy(substitute, images, batch[1]),
             accuracy={key: _accuracy(model, images, batch[1]) for key, model in models.items()},
-            published=dict(zip(_COLUMNS, PUBLISHED_TRANSFER[letter], strict=True)),
+            published=_published(PUBLISHED_TRANSFER[letter], options),
         )
         cells = ", ".join(f"{key} {value:.2%}" for key, value in row.accuracy.items())
         _show(f"substitute {letter} ({row.clean:.2%} clean, {row.substitute_accuracy:.2%} attacked): {cells}")
         rows.append(row)
     return rows
+
+
+def _published(values: tuple[float, ...], options: argparse.Namespace) -> dict[str, float]:
+    return dict(zip(_COLUMNS, values, strict=True)) if options.dataset == "mnist" else {}
 
 
 def _path(name: str, options: argparse.Namespace) -> Path:

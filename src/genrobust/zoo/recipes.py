@@ -341,6 +341,15 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("gmvae-variable", "mnist"): {"epochs": 25, "batch_size": 128, "halve_every": 8, "noise_std": 0.0},
     ("magnet-cnn", "digits"): {"epochs": 40, "batch_size": 32, "halve_every": 14, "noise_std": 0.2},
     ("magnet-cnn", "mnist"): {"epochs": 5, "batch_size": 128, "halve_every": 2, "noise_std": 0.0},
+    **{
+        (f"substitute-{letter}", "mnist"): {
+            "epochs": 10 if letter in "de" else 3,
+            "batch_size": 128,
+            "halve_every": 4 if letter in "de" else 1,
+            "noise_std": 0.0,
+        }
+        for letter in "abcde"
+    },
     **{(name, "digits"): {"epochs": 10, "batch_size": 32, "halve_every": 4} for name in _MAD_VAES},
     **{
         (name, "mnist"): {
