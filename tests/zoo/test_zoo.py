@@ -10,17 +10,20 @@ import torch
 from genrobust import GenerativeClassifier, list_models, load_dataset, load_model
 from genrobust.models.deep_bayes import SamplingBudget
 from genrobust.models.latent import LatentClassifier
+from genrobust.purification import Purified
 from genrobust.selective import calibrate_detector, read_detectors
 from genrobust.training import TrainingConfig, accuracy
 from genrobust.zoo import building, load_detectors, model_card, read_model
 from genrobust.zoo.building import train_recipe
+from genrobust.zoo.pairs import PairsConfig
 from genrobust.zoo.recipes import MODEL_NAMES, build_model, recipe
 
 # Lightning's own: it asks numpy for reprs and warns about the few loader workers that this loop does not use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*")
 
 SHIPPED = [(name, dataset) for name in ("abs", "cnn", "eabs") for dataset in ("digits", "mnist")]
-SHIPPED += [(name, "digits") for name in ("deep-bayes", "gmvae", "mlp", "vade")]
+PURIFIERS = ["mad-vae-proximity"]
+SHIPPED += [(name, "digits") for name in ("deep-bayes", "gmvae", "magnet-cnn", "mlp", "vade", *PURIFIERS)]
 
 
 def test_every_promised_model_is_shipped() -> None:
@@ -50,6 +53,20 @@ def test_clean_accuracy_on_digits(name: str, least: float) -> None:
     if isinstance(model, LatentClassifier):
         model = model.with_inference(steps=15)
     assert accuracy(model, load_dataset("digits", "test")) >= least
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_clean_images_survive_the_purifier(name: str) -> None:
+    model = load_model(name, dataset="digits")
+    assert isinstance(model, Purified)
+    bare = load_model("magnet-cnn", dataset="digits")
+    weights, own = bare.state_dict(), model.classifier.state_dict()
+    assert all(torch.equal(weights[key], own[key]) for key in weights)
+    test = load_dataset("digits", "test")
+    card = model_card(name, dataset="digits")
+    assert accuracy(model, test) == pytest.approx(card["clean_accuracy"]["value"], abs=0.01)
+    assert accuracy(bare, test) == pytest.approx(card["unpurified_clean_accuracy"]["value"], abs=0.01)
+    assert (card["pairs"] is None) == (name == "comdefend")
 
 
 @pytest.mark.realdata("mnist")
@@ -129,6 +146,16 @@ def test_the_papers_schedules() -> None:
     deep_bayes = TrainingConfig(**recipe("deep-bayes-gbz", "mnist").training)
     assert (deep_bayes.epochs, deep_bayes.batch_size, deep_bayes.learning_rate) == (100, 50, 1e-4)
     assert deep_bayes.noise_std == 0
+
+
+def test_the_papers_schedules_of_purifiers() -> None:
+    proximity = recipe("mad-vae-proximity", "fashion_mnist")
+    config = TrainingConfig(**proximity.training)
+    assert (config.epochs, config.batch_size, config.learning_rate, config.noise_std) == (5, 512, 1e-3, 0)
+    assert recipe("mad-vae-combined", "fashion_mnist").training["epochs"] == 10
+    assert (proximity.initial, proximity.pairs) == ("magnet-cnn", PairsConfig())
+    assert recipe("comdefend", "mnist").pairs is None
+    assert recipe("magnet-cnn", "mnist").initial is None
 
 
 def test_unknown_names_in_recipes() -> None:
