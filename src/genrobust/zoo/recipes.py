@@ -1,5 +1,6 @@
 """How each model is trained: the recipes of the shipped weights, and the papers' for every other data set."""
 
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,40 +132,48 @@ def build_model(model: str, dataset: str) -> Classifier:
         ValueError: If there is no such model or data set.
     """
     _check_name(model)
+    families: list[tuple[Container[str], Callable[[str, str], Classifier]]] = [
+        (_DEEP_BAYES, _deep_bayes),
+        (_BASELINES, _baseline),
+        (("vade",), _vade),
+        (_GMVAE, _gmvae),
+        (_CONV_NETS, _conv_net),
+        (_PURIFIERS, _purified),
+        (("cnn", "adv-linf", "adv-l2"), _cnn),
+    ]
+    build = next((build for names, build in families if model in names), _by_synthesis)
+    return build(model, dataset)
+
+
+def _deep_bayes(model: str, dataset: str) -> DeepBayes:
+    sizes = _conditional_architecture(dataset, convolutional=model != "deep-bayes-mlp")
+    classes, graph = dataset_info(dataset).num_classes, GRAPHS[_DEEP_BAYES[model]]
+    return DeepBayes(DeepBayesConfig(num_classes=classes, architecture=sizes, graph=graph))
+
+
+def _cnn(model: str, dataset: str) -> CNN:
     info = dataset_info(dataset)
-    if model in _DEEP_BAYES:
-        sizes = _conditional_architecture(dataset, convolutional=model != "deep-bayes-mlp")
-        graph = GRAPHS[_DEEP_BAYES[model]]
-        return DeepBayes(DeepBayesConfig(num_classes=info.num_classes, architecture=sizes, graph=graph))
-    if model in _BASELINES:
-        return _baseline(model, dataset)
-    if model == "vade":
-        return _vade(dataset)
-    if model in _GMVAE:
-        return _gmvae(model, dataset)
-    if model in _CONV_NETS:
-        return _conv_net(model, dataset)
-    if model in _PURIFIERS:
-        return _purified(model, dataset)
-    arch = _architecture(dataset)
-    if model == "abs":
-        if info.input_shape == architecture("abs-mnist").input_shape:
-            arch = architecture("abs-mnist")
-        return ABS(ABSConfig(num_classes=info.num_classes, architecture=arch))
-    if model == "cnn":
-        return CNN(CNNConfig(num_classes=info.num_classes, architecture=arch))
-    if model in ("adv-linf", "adv-l2"):
-        adversary = _adversary(model, grey=info.input_shape[0] == 1)
-        return CNN(CNNConfig(num_classes=info.num_classes, architecture=arch, adversary=adversary))
-    config = EABSConfig(num_classes=info.num_classes, architecture=arch)
-    return EABS(replace(config, **_VARIANTS.get(model, {})))
+    adversary = None if model == "cnn" else _adversary(model, grey=info.input_shape[0] == 1)
+    config = CNNConfig(num_classes=info.num_classes, architecture=_architecture(dataset))
+    return CNN(replace(config, adversary=adversary))
 
 
-def _vade(dataset: str) -> VaDEClassifier:
+def _by_synthesis(model: str, dataset: str) -> ABS | EABS:
+    info, arch = dataset_info(dataset), _architecture(dataset)
+    if model != "abs":
+        config = EABSConfig(num_classes=info.num_classes, architecture=arch)
+        return EABS(replace(config, **_VARIANTS.get(model, {})))
+    if info.input_shape == architecture("abs-mnist").input_shape:
+        arch = architecture("abs-mnist")
+    return ABS(ABSConfig(num_classes=info.num_classes, architecture=arch))
+
+
+def _vade(model: str, dataset: str) -> VaDEClassifier:
     """Build LeNet for 28 x 28 and VGG-16 for 32 x 32 pixels, with the constant variance of section 3.5.
 
     VGG-16 is refined by Adam: for BFGS, thousands of latents are decoded before the first image is.
     """
+    del model
     info = dataset_info(dataset)
     config = VaDEConfig(num_classes=info.num_classes, variance=0.1)
     if info.input_shape != config.architecture.input_shape:
