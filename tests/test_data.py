@@ -462,7 +462,7 @@ def test_inconsistent_tensors_are_refused(
         ImageDataset("toy", "train", images, labels, ("a", "b"))
 
 
-def test_pairs_stay_pairs_and_have_one_shape() -> None:
+def test_pairs_stay_pairs_and_have_one_shape(unchecked_types: None) -> None:
     whole = make_dataset([0, 1, 0, 1], 2)
     assert whole.clean_batch(slice(None)) is None
     paired = replace(whole, clean=255 - whole.images)

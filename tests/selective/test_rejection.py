@@ -87,7 +87,7 @@ def test_an_attacker_can_differentiate_the_rejection() -> None:
 
 def test_margins_are_in_the_units_of_clean_images() -> None:
     detector = DETECTORS[1]
-    assert detector.unit == pytest.approx(float(detector.scores(MODEL, *CLEAN).std(correction=0)))
+    assert detector.unit == pytest.approx(detector.scores(MODEL, *CLEAN).std(correction=0).item())
     x = drawn(MODEL, 20)[0]
     labels = MODEL(x).argmax(1)
     expected = (detector.scores(MODEL, x, labels) - detector.thresholds[0]) / detector.unit

@@ -160,4 +160,4 @@ def test_thresholds_of_gmvae(make_model: Make, images: Make) -> None:
     detector = chi_square_detector(model, x, y)
     scores = detector.scores(model, x, y)
     for k in range(4):  # the mean of o^T P o over the images that P is measured on is the number of latents
-        assert float(scores[y == k].mean()) == pytest.approx(5)
+        assert scores[y == k].mean().item() == pytest.approx(5)
