@@ -267,7 +267,7 @@ class LinearGaussian:
     def search(self, x: Tensor) -> Posterior:
         return Codebook(self.objective, self.budget, like=x).search(x)[0]
 
-    def remember(self, posterior: Posterior) -> None:
+    def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
         pass
 
     @property

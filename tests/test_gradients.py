@@ -127,7 +127,7 @@ def test_the_envelope_gradient_of_a_variational_posterior_is_right_on_average(
         def search(self, _: Tensor) -> Posterior:
             return start
 
-        def remember(self, posterior: Posterior) -> None:
+        def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
 
     leaf = x.expand(draws, -1, -1, -1).clone().requires_grad_()
@@ -224,7 +224,7 @@ def test_the_unrolled_gradient_is_finite_where_refinement_starts_at_the_optimum(
         def search(self, _: Tensor) -> Posterior:
             return Posterior(torch.zeros(1, 3, 2, dtype=dtype))
 
-        def remember(self, posterior: Posterior) -> None:
+        def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
 
     x = oracle.decoders.offsets[:1].detach().reshape(1, 1, 4, 4).clone().requires_grad_()
@@ -366,7 +366,7 @@ def test_the_estimated_gradient_converges_to_the_envelope(
         def search(self, x: Tensor) -> Posterior:
             return Posterior(oracle.optimal_mean(x))
 
-        def remember(self, posterior: Posterior) -> None:
+        def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
 
     model = FullyOptimised()
@@ -395,7 +395,7 @@ def test_the_estimate_of_a_linear_score_is_unbiased(method: Any, linear_gaussian
         def search(self, x: Tensor) -> Posterior:
             return Posterior(held.mean.expand(len(x), -1, -1))
 
-        def remember(self, posterior: Posterior) -> None:
+        def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
 
     x = (

@@ -57,7 +57,12 @@ class LatentModel(Protocol):
         """Find where refinement starts."""
         ...
 
-    def remember(self, posterior: Posterior) -> None:
+    def remember(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        posterior: Posterior,
+        losses: Float[Tensor, "batch classes"],
+    ) -> None:
         """Take note of where refinement ended."""
         ...
 
@@ -352,5 +357,6 @@ def _in_chunks(
     start = model.search(x.detach())
     chunks = [slice(first, first + rows) for first in range(0, len(x), rows)]
     scores, refined = zip(*(score(x[chunk], start.rows(chunk)) for chunk in chunks), strict=True)
-    model.remember(Posterior.concatenate([posterior.detach() for posterior in refined]))
-    return torch.cat(scores)
+    joined, posterior = torch.cat(scores), Posterior.concatenate([part.detach() for part in refined])
+    model.remember(x.detach(), posterior, -joined.detach())
+    return joined

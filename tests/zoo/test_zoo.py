@@ -132,7 +132,9 @@ def test_every_recipe_builds(name: str, dataset: str) -> None:
     model = build_model(name, dataset)
     TrainingConfig(**recipe(name, dataset).training)
     if isinstance(model, LatentClassifier):
-        model = model.with_inference(candidates=5, steps=1, method="adam")  # BFGS measures the curvature first
+        model = model.with_inference(
+            candidates=5, steps=1, method="adam"
+        )  # BFGS measures the curvature first
     assert model(torch.rand(1, *model.input_shape)).shape == (1, model.num_classes)
 
 

@@ -70,10 +70,11 @@ def refine_with_bfgs(
     if start.leading is not None:
         problems = problems[start.leading.flatten()]
     evaluation = _Evaluation(objective, x.detach(), start, noise, budget)
-    found = points.clone()
+    found, promise = points.clone(), points.new_full((len(points),), torch.inf)
     for state in _iterations(evaluation, problems, points[problems], budget):
         found[state.problem] = state.point
-    return _posterior(found, start)
+        promise[state.problem] = _promise(_direction(state, evaluation.latent_dim, budget.radius)[1])
+    return replace(_posterior(found, start), promise=promise.unflatten(0, start.mean.shape[:2]))
 
 
 def _posterior(points: Float[Tensor, "problems unknowns"], start: Posterior) -> Posterior:
@@ -183,7 +184,7 @@ def _iterations(
         image = state.problem // evaluation.objective.num_classes
         best = best.scatter_reduce(0, image, state.loss, "amin")
         tolerance = (budget.trailing_tolerance * (state.loss - best[image])).clamp_min(budget.tolerance)
-        waiting = (-0.5 * slope < tolerance) | (state.length < SHORTEST)
+        waiting = (_promise(slope) < tolerance) | (state.length < SHORTEST)
         kept = ~waiting
         remaining = int(kept.sum())
         if not remaining:
@@ -197,6 +198,11 @@ def _iterations(
         trial = _within(trial, evaluation.latent_dim, budget.radius)
         state = _step(state, trial, *evaluation(trial), slope, kept)
     return [*ended, state]
+
+
+def _promise(slope: Float[Tensor, " open"]) -> Float[Tensor, " open"]:
+    """Give what the quadratic model promises to gain."""
+    return (-0.5 * slope).clamp_min(0)
 
 
 def _direction(state: _State, latent_dim: int, radius: float | None) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,9 @@ class InferenceBudget:
             rules no class out. The scores of the other classes stay bounds, only looser, and
             `Prediction.refined` marks them.
         warm_start: Whether the latents of the last call are candidates too, if it had as many images: for
-            attacks, whose images hardly move. Verdicts are to be made without.
+            attacks, whose images hardly move. BFGS then leaves alone the classes that cannot be among the
+            best two, by what the last calls found and how far the images have moved since; see `Memory`.
+            Verdicts are to be made without.
         tolerance: BFGS ends where its quadratic model promises to gain less than this many nats.
         trailing_tolerance: It also ends where that is less than this share of what the class is behind the
             image's best one so far: no promise short of it can change the decision. Scores of classes far

@@ -42,12 +42,14 @@ class Posterior:
     """A variational distribution per image and class: N(mean, diag(exp(log_variance))), or a point.
 
     Without `log_variance` the latent is the mean itself, and the KL term counts unit variance (ABS eq. 2).
-    `leading` says which classes are worth refinement; all are if it is not given.
+    `leading` says which classes are worth refinement; all are if it is not given. `promise` is what more
+    refinement would gain by its own model, in nats: infinite where there was none.
     """
 
     mean: Float[Tensor, "batch classes latent"]
     log_variance: Float[Tensor, "batch classes latent"] | None = None
     leading: Bool[Tensor, "batch classes"] | None = None
+    promise: Float[Tensor, "batch classes"] | None = None
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -74,13 +76,13 @@ class Posterior:
         return self._map(Tensor.detach)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Posterior":
-        parts = (self.mean, self.log_variance, self.leading)
+        parts = (self.mean, self.log_variance, self.leading, self.promise)
         return Posterior(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
 
     @staticmethod
     def concatenate(parts: "list[Posterior]") -> "Posterior":
         """Join posteriors of consecutive images."""
-        fields = zip(*((p.mean, p.log_variance, p.leading) for p in parts), strict=True)
+        fields = zip(*((p.mean, p.log_variance, p.leading, p.promise) for p in parts), strict=True)
         return Posterior(*(None if field[0] is None else torch.cat(field) for field in fields))  # type: ignore[arg-type]
 
 

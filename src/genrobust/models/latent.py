@@ -20,10 +20,12 @@ from ..inference import (
     LatentObjective,
     Observation,
     Posterior,
+    SquaredError,
     refine,
 )
 from ..inference.codebook_files import fingerprint, read_codebook, write_codebook
 from ..inference.derived import Derived, codebook_key
+from ..inference.memory import Memory
 from ..nets import DecoderBank, EncoderBank
 from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
 
@@ -80,7 +82,7 @@ class LatentClassifier(GenerativeClassifier):
         self.noise: NoiseSource = FixedNoise(0)
         self._log_constant = log_constant
         self._derived = Derived()
-        self._remembered: Posterior | None = None
+        self._remembered: Memory | None = None
         self._refined: Tensor | None = None
         self.set_parts_training(False)
 
@@ -154,28 +156,35 @@ class LatentClassifier(GenerativeClassifier):
         Random candidates, the encoder's proposal and, if the budget asks for a warm start, the latents of the
         last call.
         """
-        warm = (
-            self._remembered
-            if self._remembered is not None and len(self._remembered.mean) == len(x)
-            else None
-        )
+        memory = self._memory_of(x)
         firsts = range(0, len(x), SEARCH_ROWS)
         parts = [
-            self._search_rows(x[rows], None if warm is None else warm.rows(rows))
+            self._search_rows(x[rows], None if memory is None else memory.rows(rows))
             for rows in (slice(first, first + SEARCH_ROWS) for first in firsts)
         ]
-        return Posterior.concatenate(parts)
+        start = Posterior.concatenate(parts)
+        every = start.leading is None or bool(start.leading.all())
+        return replace(start, leading=None) if every else start
 
-    def remember(self, posterior: Posterior) -> None:
+    def remember(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        posterior: Posterior,
+        losses: Float[Tensor, "batch classes"],
+    ) -> None:
         """Keep which classes were refined and, if the budget asks for a warm start, where that ended."""
         self._refined = posterior.leading
         if self.budget.warm_start:
-            self._remembered = Posterior(posterior.mean, posterior.log_variance)
+            self._remembered = Memory.after(self._memory_of(x), x, posterior, losses)
+
+    def _memory_of(self, x: Float[Tensor, "batch channels height width"]) -> Memory | None:
+        memory = self._remembered
+        return memory if memory is not None and memory.images.shape == x.shape else None
 
     def _search_rows(
-        self, x: Float[Tensor, "batch channels height width"], warm: Posterior | None
+        self, x: Float[Tensor, "batch channels height width"], memory: Memory | None
     ) -> Posterior:
-        proposals = [warm] if warm is not None else []
+        proposals = [memory.posterior] if memory is not None else []
         if self.budget.encoder_proposal:
             proposals.append(self._proposal(x))
         if self.budget.candidates:
@@ -189,7 +198,7 @@ class LatentClassifier(GenerativeClassifier):
             proposed = self._losses(x, proposal)
             start = proposal.where(proposed < loss, start)
             loss = torch.minimum(proposed, loss)
-        return replace(start, leading=self._leading(loss))
+        return replace(start, leading=self._leading(x, loss, memory))
 
     def _losses(
         self, x: Float[Tensor, "batch channels height width"], posterior: Posterior
@@ -200,16 +209,26 @@ class LatentClassifier(GenerativeClassifier):
         losses = [objective.at(x[c], posterior.rows(c), self.noise.stream(part=0)) for c in chunks]
         return torch.cat(losses)
 
-    def _leading(self, loss: Float[Tensor, "batch classes"]) -> Bool[Tensor, "batch classes"] | None:
-        count = self.budget.refined_classes
-        if count is None or count >= self.num_classes:
+    def _leading(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        loss: Float[Tensor, "batch classes"],
+        memory: Memory | None,
+    ) -> Bool[Tensor, "batch classes"] | None:
+        if self.budget.refines_with(variational=self.variational) == "adam":
             return None
-        leaders = loss.topk(count, dim=1, largest=False).indices
-        return torch.zeros_like(loss, dtype=torch.bool).scatter(1, leaders, True)
+        leading = torch.ones_like(loss, dtype=torch.bool)
+        if self.budget.refined_classes is not None:
+            count = min(self.budget.refined_classes, self.num_classes)
+            leaders = loss.topk(count, dim=1, largest=False).indices
+            leading = torch.zeros_like(leading).scatter(1, leaders, True)
+        if memory is not None and isinstance(self.observation, SquaredError) and not self.variational:
+            leading &= memory.contenders(x, loss)
+        return leading
 
     @property
     def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
-        """False where `refined_classes` left a class out of the last call; None where it left out none."""
+        """False where the last call left a class as the search found it; None where it refined all."""
         return self._refined
 
     def _proposal(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
