@@ -5,7 +5,7 @@ Every strategy gives the same scores; they differ in the gradient that autograd 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self, final
 
 import torch
@@ -136,7 +136,8 @@ class Unrolled:
 
         def score(x: Tensor, start: Posterior) -> tuple[Tensor, Posterior]:
             noise = model.noise.stream(part=1)
-            posterior = refine_with_adam(objective, x, start, noise, budget=budget, unrolled=unrolled)
+            every = replace(start, leading=None)
+            posterior = refine_with_adam(objective, x, every, noise, budget=budget, unrolled=unrolled)
             return -objective.at(x, posterior, noise), posterior
 
         return _in_chunks(model, x, score, rows=objective.rows_per_chunk(budget.max_bytes, like=x))
@@ -336,10 +337,11 @@ def expectation(
 def _refined_rows(objective: LatentObjective, budget: InferenceBudget, *, like: Tensor) -> int:
     """Give the number of images that are refined together.
 
-    Adam keeps the activations of all of them. BFGS bounds its own, and gains from many: problems end one by
-    one, and the last of few images are too little work.
+    Adam keeps the activations of all of them. Packed problems are evaluated tile by tile, and gain from many:
+    BFGS ends them one by one, and the last of few images are too little work.
     """
-    if budget.refines_with(variational=objective.variational) == "adam":
+    every = budget.refined_classes is None
+    if every and budget.refines_with(variational=objective.variational) == "adam":
         return objective.rows_per_chunk(budget.max_bytes, like=like)
     unknowns = objective.latent_dim * (2 if objective.variational else 1)
     values = 4 * math.prod(objective.decoders.image_shape) + 8 * unknowns**2

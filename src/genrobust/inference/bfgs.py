@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..randomness import NoiseStream
 from .budget import InferenceBudget
+from .evaluation import Evaluation, posterior_of, problems_of
 from .objective import LatentObjective, Posterior
-from .packing import Tile, pack
 from .radius import within_radius
 
 __all__ = ["refine_with_bfgs"]
@@ -24,7 +24,6 @@ ARMIJO = 1e-4
 SHORTEST = 1e-3  # of a step: below it, rounding decides
 CURVED = 1e-6  # cosine of step and change of gradient from which an update is stable
 CROWD = 0.75  # share of open problems below which they are packed anew
-CPU_SLOTS = 160  # problems that are evaluated at once; the maps of more fall out of the cache
 
 
 @final
@@ -63,114 +62,24 @@ def refine_with_bfgs(
         noise: Where the common draws come from.
         budget: Bound on the evaluations, tolerance, radius, draws.
     """
-    points = torch.cat(start.parameters, -1).flatten(0, 1).detach()
+    points, problems = problems_of(start)
     if not budget.steps:
-        return _posterior(points, start)
-    problems = torch.arange(len(points), device=x.device)
-    if start.leading is not None:
-        problems = problems[start.leading.flatten()]
-    evaluation = _Evaluation(objective, x.detach(), start, noise, budget)
+        return posterior_of(points, start)
+    draws = None
+    if start.log_variance is not None:
+        shape = start.mean.shape
+        each = [noise.normal(shape, like=start.mean) for _ in range(budget.expectation_draws)]
+        draws = torch.stack(each).flatten(1, 2)
+    evaluation = Evaluation(objective, x, start, draws=draws, max_bytes=budget.max_bytes)
     found, promise = points.clone(), points.new_full((len(points),), torch.inf)
     for state in _iterations(evaluation, problems, points[problems], budget):
         found[state.problem] = state.point
         promise[state.problem] = _promise(_direction(state, evaluation.latent_dim, budget.radius)[1])
-    return replace(_posterior(found, start), promise=promise.unflatten(0, start.mean.shape[:2]))
-
-
-def _posterior(points: Float[Tensor, "problems unknowns"], start: Posterior) -> Posterior:
-    parts = points.unflatten(0, start.mean.shape[:2]).split(start.mean.shape[2], -1)
-    return replace(start, mean=parts[0], log_variance=parts[1] if len(parts) > 1 else None)
-
-
-@final
-class _Evaluation:
-    """Losses and gradients of packed problems."""
-
-    def __init__(
-        self,
-        objective: LatentObjective,
-        x: Float[Tensor, "batch channels height width"],
-        start: Posterior,
-        noise: NoiseStream,
-        budget: InferenceBudget,
-    ) -> None:
-        self.objective, self.x = objective, x
-        self.latent_dim = start.mean.shape[2]
-        self.max_bytes = budget.max_bytes
-        shape = start.mean.shape
-        self.draws: Tensor | None = None
-        if start.log_variance is not None:
-            draws = [noise.normal(shape, like=start.mean) for _ in range(budget.expectation_draws)]
-            self.draws = torch.stack(draws).flatten(1, 2)
-        rows = objective.rows_per_chunk(budget.max_bytes, like=x) * objective.num_classes
-        limit = min(rows, CPU_SLOTS) if x.device.type == "cpu" else rows
-        self.limit = max(1, limit // (1 if self.draws is None else len(self.draws)))
-        self.tiles: list[Tile] = []
-
-    def pack(self, problems: Int[Tensor, " open"]) -> None:
-        self.problems = problems
-        self.tiles = list(pack(self.objective, problems % self.objective.num_classes, limit=self.limit))
-
-    def __call__(self, points: Float[Tensor, "open unknowns"]) -> tuple[Tensor, Tensor]:
-        """Give losses and gradients at the points of the packed problems."""
-        losses, gradients = points.new_empty(len(points)), torch.empty_like(points)
-        for tile in self.tiles:
-            loss, gradient = self._tile(tile, points)
-            losses[tile.problems] = loss.flatten()[tile.positions]
-            gradients[tile.problems] = gradient.flatten(0, 1)[tile.positions]
-        return losses, gradients
-
-    def _tile(self, tile: Tile, points: Tensor) -> tuple[Tensor, Tensor]:
-        problems = self.problems[tile.slots]
-        x = self.x[problems // self.objective.num_classes]
-        with torch.enable_grad():
-            leaf = points[tile.slots].requires_grad_()
-            loss = self._loss(tile.objective, x, Posterior(*leaf.split(self.latent_dim, -1)), problems)
-            [gradient] = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach(), gradient
-
-    def _loss(
-        self,
-        objective: LatentObjective,
-        x: Float[Tensor, "rows groups channels height width"],
-        posterior: Posterior,
-        problems: Int[Tensor, "rows groups"],
-    ) -> Float[Tensor, "rows groups"]:
-        if posterior.log_variance is None or self.draws is None:
-            z = posterior.mean
-            cost = objective.observation.cost(x, objective.decoders(z))
-            return cost + objective.beta * objective.prior(posterior, z)
-        count, draws = len(self.draws), self.draws[:, problems]
-        z = (posterior.mean + (0.5 * posterior.log_variance).exp() * draws).flatten(0, 1)
-        repeated = Posterior(*(p.expand(count, -1, -1, -1).flatten(0, 1) for p in posterior.parameters))
-        images = x.expand(count, -1, -1, -1, -1, -1).flatten(0, 1)
-        cost = objective.observation.cost(images, objective.decoders(z))
-        losses = cost + objective.beta * objective.prior(repeated, z)
-        expected: Tensor = losses.unflatten(0, (count, -1)).mean(0)
-        return expected
-
-    def inverse(
-        self, points: Float[Tensor, "problems unknowns"], problems: Int[Tensor, " problems"]
-    ) -> Float[Tensor, "problems unknowns unknowns"]:
-        """Give the inverse of the Gauss-Newton matrix, with the prior's curvature."""
-        mean, *rest = points.split(self.latent_dim, 1)
-        curvature = self.objective.curvature(self.max_bytes, like=points)
-        classes = problems % self.objective.num_classes
-        matrices = curvature.at(mean, classes)
-        precision = torch.diag_embed(curvature.moments[1][classes] ** -2)
-        inverse: Tensor = torch.linalg.inv(matrices + self.objective.beta * precision)
-        if not rest:
-            return inverse
-        # The expected cost holds v_d (J^T F J)_dd / 2: its second derivative in log v_d is itself.
-        spread = 0.5 * rest[0].exp() * matrices.diagonal(dim1=1, dim2=2) + 0.5 * self.objective.beta
-        whole = points.new_zeros(*points.shape, points.shape[1])
-        whole[:, : self.latent_dim, : self.latent_dim] = inverse
-        whole[:, self.latent_dim :, self.latent_dim :] = torch.diag_embed(1 / spread)
-        return whole
+    return replace(posterior_of(found, start), promise=promise.unflatten(0, start.mean.shape[:2]))
 
 
 def _iterations(
-    evaluation: _Evaluation, problems: Tensor, points: Tensor, budget: InferenceBudget
+    evaluation: Evaluation, problems: Tensor, points: Tensor, budget: InferenceBudget
 ) -> "list[_State]":
     """Run until every problem has ended; give the states that ended, in groups."""
     evaluation.pack(problems)

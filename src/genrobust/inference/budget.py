@@ -21,7 +21,7 @@ class InferenceBudget:
             every step is cheaper than a mean over enough common draws.
         steps: Steps of the refinement: Adam takes all of them, BFGS at most so many.
         learning_rate: Of Adam's steps (ABS: 0.05; E-ABS does not give its own).
-        refined_classes: How many classes BFGS refines, those that lead after the search; None is all of them,
+        refined_classes: How many classes are refined, those that lead after the search; None is all of them,
             which alone is exact: nothing short of refinement bounds an objective from below, but by 0, and 0
             rules no class out. The scores of the other classes stay bounds, only looser, and
             `Prediction.refined` marks them.
@@ -80,11 +80,8 @@ class InferenceBudget:
                 "Expected `tolerance` above 0, `trailing_tolerance` in [0, 1) and `expectation_draws` of at "
                 f"least 1, but got {self.tolerance}, {self.trailing_tolerance} and {self.expectation_draws}"
             )
-        if self.refined_classes is not None and (self.refined_classes < 1 or self.method == "adam"):
-            raise ValueError(
-                "Expected `refined_classes` of at least 1, and no `method` 'adam' with it, "
-                f"but got {self.refined_classes} with {self.method!r}"
-            )
+        if self.refined_classes is not None and self.refined_classes < 1:
+            raise ValueError(f"Expected `refined_classes` of at least 1, but got {self.refined_classes}")
         if self.radius is not None and not self.radius > 0:
             raise ValueError(f"Expected `radius` above 0, but got {self.radius}")
 

@@ -214,9 +214,7 @@ class LatentClassifier(GenerativeClassifier):
         x: Float[Tensor, "batch channels height width"],
         loss: Float[Tensor, "batch classes"],
         memory: Memory | None,
-    ) -> Bool[Tensor, "batch classes"] | None:
-        if self.budget.refines_with(variational=self.variational) == "adam":
-            return None
+    ) -> Bool[Tensor, "batch classes"]:
         leading = torch.ones_like(loss, dtype=torch.bool)
         if self.budget.refined_classes is not None:
             count = min(self.budget.refined_classes, self.num_classes)
@@ -301,9 +299,6 @@ class LatentClassifier(GenerativeClassifier):
             ValueError: If a field is unknown or its value makes no sense.
         """
         changed = changed_budget(self.budget, {"warm_start": False, **budget})
-        method = changed.refines_with(variational=self.variational)
-        if changed.refined_classes is not None and method == "adam":
-            raise ValueError("Expected `method` 'bfgs' with `refined_classes`, but got 'adam'")
         return self._variant(budget=changed)
 
     def with_gradient(self, gradient: str | SurrogateGradient) -> Self:
