@@ -335,9 +335,9 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("cnn", "mnist"): {"epochs": 20, "batch_size": 256, "halve_every": 6},
     ("deep-bayes", "digits"): {"epochs": 200, "batch_size": 50, "halve_every": 60, "noise_std": 0.0},
     ("deep-bayes", "mnist"): {
-        "epochs": 24,
+        "epochs": 42,
         "batch_size": 100,
-        "halve_every": 6,
+        "halve_every": 18,
         "noise_std": 0.0,
         "precision": "bf16-mixed",
     },
