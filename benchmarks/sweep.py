@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..allocation import keep_freed_memory
 from ..classifier import Classifier, GenerativeClassifier
 from ..data import load_dataset
-from ..models.baselines import BayesianMLP
 from ..storage import write_json
 from ..zoo import load_model, read_model
 
@@ -71,7 +70,7 @@ def fgsm_sweep(
         raise ValueError(f"Expected `loss` out of {sorted(get_args(Loss))}, but got {loss!r}")
     pairs = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
     directions = [_direction(model, images, labels, loss) for images, labels in pairs]
-    judge = _fresh(model)
+    judge = model.with_randomness("fresh", seed=1)
     points = []
     for epsilon in epsilons:
         correct, entropy = 0.0, 0.0
@@ -95,12 +94,6 @@ def _direction(model: Classifier, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
             objective = (logits.masked_fill(right, -torch.inf).amax(1) - logits[right]).sum()
         (gradient,) = torch.autograd.grad(objective, leaf)
     return gradient.sign()
-
-
-def _fresh(model: Classifier) -> Classifier:
-    if isinstance(model, GenerativeClassifier | BayesianMLP) and model.randomized:
-        return model.with_randomness("fresh", seed=1)
-    return model
 
 
 def main(arguments: list[str] | None = None) -> None:
