@@ -5,7 +5,7 @@ from .numbers import save_table
 from .page import render_page
 from .terminal import render_table
 from .texts import render_latex, render_markdown
-from .writing import Format, render, write_report
+from .writing import Format, render, write_report, write_text
 
 __all__ = [
     "Document",
@@ -18,4 +18,5 @@ __all__ = [
     "render_table",
     "save_table",
     "write_report",
+    "write_text",
 ]

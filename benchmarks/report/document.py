@@ -9,7 +9,7 @@ from typing import Any
 from ..results import Results
 from ..statistics import Row, Summary, summarise
 from .tables import SIGNIFICANT, Table, headline, tables
-from .words import count, p_value, percent, range_of, threat
+from .words import NBSP, count, p_value, percent, range_of, threat
 
 __all__ = ["Document", "Flag", "describe"]
 
@@ -127,27 +127,29 @@ def _findings(results: Results, summary: Summary) -> Iterator[str]:
 
 
 def _finding(row: Row, titles: Mapping[str, str]) -> str:
-    ranked = sorted(row.robust, key=lambda model: -row.accuracy(model).value)
-    best, share = ranked[0], row.accuracy(ranked[0])
+    shares = {model: row.accuracy(model) for model in row.robust}
+    ranked = sorted(shares, key=lambda model: -shares[model].value)
+    share = shares[ranked[0]]
+    best = [titles[model] for model in ranked if shares[model].value == share.value]
     written = f"{percent(share.value, share.total)} ({range_of(share)})"
-    where = (
-        "On clean images" if row.norm is None else f"Under {row.title} with {threat(row.norm, row.epsilon)}"
-    )
+    where = "On clean images"
+    if row.norm is not None:
+        where = f"Under {row.title} with {threat(row.norm, row.epsilon)}"
     if len(ranked) == 1:
-        return f"{where}, {titles[best]} is right about {written} of the images."
-    p = {frozenset(pair): value for *pair, value in row.comparisons()}
+        return f"{where}, {best[0]} is right about {written} of the images."
+    if len(best) > 1:
+        return f"{where}, {', '.join(best[:-1])} and {best[-1]} are right most often: {written}."
     second = ranked[1]
-    gap = p[frozenset((best, second))]
+    gap = next(p for *pair, p in row.comparisons() if set(pair) == {ranked[0], second})
     verb = "differs from" if gap < SIGNIFICANT else "does not differ significantly from"
-    other = row.accuracy(second)
     return (
-        f"{where}, {titles[best]} is right most often: {written}. It {verb} {titles[second]} "
-        f"({percent(other.value, other.total)}; McNemar's p {_equals(p_value(gap))})."
+        f"{where}, {best[0]} is right most often: {written}. It {verb} {titles[second]} "
+        f"({percent(shares[second].value, shares[second].total)}; McNemar's p{NBSP}{_equals(p_value(gap))})."
     )
 
 
 def _equals(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
+    return p if p.startswith("<") else f"={NBSP}{p}"
 
 
 def _flags(summary: Summary) -> Iterator[Flag]:

@@ -2,20 +2,20 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from ..cells import Cell
+from ..gallery import read_gallery
 from ..results import Results
 from .words import threat
 
 __all__ = ["Gallery", "Picture", "Reconstruction", "Sample", "galleries"]
-
-FOLDER = "gallery"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,10 @@ def galleries(results: Results) -> dict[str, list[Gallery]]:
             bounded = attack.kind == "fixed epsilon"
             epsilon = suite.threat_model(attack.norm).epsilon if bounded else None
             cell = Cell(model=model, attack=attack.key, epsilon=epsilon, batch=0)
-            path = results.folder / FOLDER / f"{cell.key}.npz"
-            if not path.is_file():
+            arrays = read_gallery(results.folder, cell)
+            if arrays is None:
                 continue
-            with np.load(path, allow_pickle=False) as arrays:
-                samples = tuple(_samples(dict(arrays)))
+            samples = tuple(_samples(arrays))
             found.setdefault(title, []).append(
                 Gallery(
                     model=title, attack=attack.title, threat=threat(attack.norm, epsilon), samples=samples
@@ -105,7 +104,7 @@ def galleries(results: Results) -> dict[str, list[Gallery]]:
     return found
 
 
-def _samples(arrays: dict[str, np.ndarray]) -> Iterator[Sample]:  # type: ignore[type-arg]
+def _samples(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Sample]:
     names = [str(name) for name in arrays["class_names"]]
     for row, (number, label, prediction) in enumerate(
         zip(arrays["sample"], arrays["label"], arrays["prediction"], strict=True)

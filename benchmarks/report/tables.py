@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from ..results import Results
 from ..statistics import Median, PaperValue, Row, Summary
 from ..suites import Norm, Quantity
-from .words import DASH, MINUS, NORM_TITLES, NOTHING, distance, p_value, percent, points, range_of, threat
+from .words import (
+    DASH,
+    MINUS,
+    NBSP,
+    NORM_TITLES,
+    NOTHING,
+    distance,
+    p_value,
+    percent,
+    points,
+    range_of,
+    threat,
+)
 
 __all__ = ["SIGNIFICANT", "Cell", "Column", "Table", "tables"]
 
@@ -132,8 +144,8 @@ def _leaderboard(titles: Mapping[str, str], summary: Summary) -> Table:
     return Table(
         key="leaderboard",
         title="Leaderboard",
-        caption="Images that stay right whatever the attacks did, with 95 % Wilson intervals. "
-        "The best of a column is bold.",
+        caption=f"Images that stay right whatever the attacks did, with 95{NBSP}% Wilson intervals. The best "
+        f"of a column is bold. Strips go from 0 to 100{NBSP}%; a long upright line is the paper's number.",
         columns=tuple(columns),
         rows=tuple(content),
     )
@@ -216,8 +228,8 @@ def _medians(titles: Mapping[str, str], medians: tuple[Median, ...]) -> Table:
     return Table(
         key="medians",
         title="Median distance",
-        caption="Median length of the shortest perturbation that works, with its 95 % interval. 0 where the "
-        "clean image is wrong already, ∞ where no attack worked.",
+        caption=f"Median length of the shortest perturbation that works, with its 95{NBSP}% interval: 0 where "
+        "the clean image is wrong already, ∞ where no attack worked.",
         columns=(
             Column(title="attack", numeric=False),
             *(Column(title=title) for title in titles.values()),
@@ -262,9 +274,9 @@ def _paper(titles: Mapping[str, str], values: tuple[PaperValue, ...]) -> Table:
     return Table(
         key="paper",
         title="Beside the paper",
-        caption="Difference: ours minus the paper's, with a 95 % interval from the sampling error of both; "
-        "where the paper does not say how many images it measured on, its number is taken to be exact. A "
-        "difference is “within” where that interval holds 0.",
+        caption=f"Difference: ours minus the paper's, with a 95{NBSP}% interval from the sampling error of "
+        "both; where the paper does not say how many images it measured on, its number is taken to be exact. "
+        "A difference is “within” where that interval holds 0.",
         columns=(
             Column(title="model", numeric=False),
             Column(title="attack", numeric=False),
@@ -284,7 +296,7 @@ def _paper_row(titles: Mapping[str, str], value: PaperValue) -> tuple[Cell, ...]
     paper = Cell(text=distance(value.paper), detail=images, order=value.paper)
     ours, difference = "not measured", Cell(text=NOTHING)
     if is_share:
-        paper = Cell(text=f"{100 * value.paper:.1f} %", detail=images, order=value.paper)
+        paper = Cell(text=f"{100 * value.paper:.1f}{NBSP}%", detail=images, order=value.paper)
     detail = ""
     if None not in (value.measured, value.low, value.high, value.difference):
         ours, detail = _measured(value, is_share=is_share)
@@ -304,7 +316,7 @@ def _measured(value: PaperValue, *, is_share: bool) -> tuple[str, str]:
     low, high = value.low or 0.0, value.high or 0.0
     if not is_share:
         return distance(value.measured), f"{distance(low)}{DASH}{distance(high)}"
-    return f"{100 * (value.measured or 0.0):.1f} %", f"{100 * low:.1f}{DASH}{100 * high:.1f}"
+    return f"{100 * (value.measured or 0.0):.1f}{NBSP}%", f"{100 * low:.1f}{DASH}{100 * high:.1f}"
 
 
 def _difference(value: PaperValue, *, is_share: bool) -> Cell:

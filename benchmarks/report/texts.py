@@ -24,6 +24,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "\N{NO-BREAK SPACE}": "~",
     "\N{EN DASH}": "--",
     "\N{EM DASH}": "---",
     "\N{MINUS SIGN}": "$-$",

@@ -9,6 +9,7 @@ from ..suites import Norm
 __all__ = [
     "DASH",
     "MINUS",
+    "NBSP",
     "NORM_TITLES",
     "NOTHING",
     "count",
@@ -21,14 +22,14 @@ __all__ = [
 ]
 
 NORM_TITLES: Mapping[Norm | None, str] = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+DASH, MINUS, NBSP = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 NOTHING = DASH  # in a cell
 FINE = 500  # samples from which a decimal of a percentage is more than noise
 
 
 def percent(share: float, total: int) -> str:
     """Write a share of `total` samples."""
-    return f"{100 * share:.{int(total >= FINE)}f} %"
+    return f"{100 * share:.{int(total >= FINE)}f}{NBSP}%"
 
 
 def range_of(share: Proportion) -> str:
@@ -51,12 +52,12 @@ def distance(value: float | None) -> str:
 
 def p_value(p: float) -> str:
     """Write a p value."""
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    return f"<{NBSP}0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def threat(norm: Norm | None, epsilon: float | None) -> str:
     """Write a threat model."""
-    bound = "" if epsilon is None else f"ε = {epsilon:g}"
+    bound = "" if epsilon is None else f"ε{NBSP}={NBSP}{epsilon:g}"
     return ", ".join(filter(None, (NORM_TITLES.get(norm, ""), bound)))
 
 

@@ -205,6 +205,7 @@ class Summary:
 
     Attributes:
         rows: Of the table.
+        grid: The rows of the table, and those of every attack at every other epsilon where it is known.
         claims: Whether the attacks can be believed, per model and attack.
         curves: Per norm and model.
         medians: Median distances, per model and minimal-norm attack.
@@ -215,6 +216,7 @@ class Summary:
     """
 
     rows: tuple[Row, ...]
+    grid: tuple[Row, ...]
     claims: tuple[Health, ...]
     curves: tuple[Curve, ...]
     medians: tuple[Median, ...]
@@ -234,17 +236,20 @@ def summarise(results: Results) -> Summary:
         for attack in suite.attacks_of(model)
     }
     rows = [_row(CLEAN, "clean", None, None, clean)]
+    elsewhere: list[Row] = []
     curves: list[Curve] = []
     medians: list[Median] = []
     for norm in suite.norms:
         attacks = [attack for attack in suite.attacks if attack.norm == norm]
         rows += _rows_of_norm(suite, norm, attacks, attacked)
+        elsewhere += _rows_elsewhere(suite, norm, attacks, attacked)
         curves += _curves(results, norm, attacks, attacked)
         medians += _medians(norm, attacks, attacked)
     pairs = [(model, attack) for attack in suite.attacks for model in results.models]
     pairs = [(model, attack) for model, attack in pairs if len(outcomes.column("sample", model, attack.key))]
     return Summary(
         rows=tuple(row for row in rows if row.robust),
+        grid=tuple(row for row in (*rows, *elsewhere) if row.robust),
         claims=tuple(_health(outcomes, model, attack.key) for model, attack in pairs),
         curves=tuple(curves),
         medians=tuple(medians),
@@ -281,6 +286,14 @@ def _rows_of_norm(suite: Suite, norm: Norm, attacks: Sequence[Attack], attacked:
         groups.append((f"{ALL}-{norm}", "all attacks", list(attacks)))
     for key, title, group in groups:
         yield _row(key, title, norm, epsilon, _unions(group, attacked))
+
+
+def _rows_elsewhere(suite: Suite, norm: Norm, attacks: Sequence[Attack], attacked: Attacked) -> Iterator[Row]:
+    threat = suite.threat_model(norm)
+    for epsilon in threat.epsilons:
+        for attack in attacks:
+            if epsilon != threat.epsilon and (attack.every_epsilon or attack.kind == "minimal norm"):
+                yield _row(attack.key, attack.title, norm, epsilon, _unions([attack], attacked))
 
 
 def _unions(attacks: Sequence[Attack], attacked: Attacked) -> dict[str, Distances]:

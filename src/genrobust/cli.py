@@ -15,12 +15,15 @@ except ImportError as error:
     ) from error
 
 from .allocation import keep_freed_memory
+from .report_commands import compare, report
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(help="Generative classifiers for adversarial robustness.", no_args_is_help=True)
 bench = typer.Typer(help="Run a suite of attacks on shipped models.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.command()(report)
+app.command()(compare)
 console = Console()
 
 
