@@ -6,7 +6,7 @@ import pytest
 
 from genrobust.benchmarks.cells import plan
 from genrobust.benchmarks.shipped import L2_EPSILON, LINF_EPSILON, QUICK, find_suite
-from genrobust.benchmarks.suites import Attack, Suite, SuiteModel, ThreatModel, suite_from_dict
+from genrobust.benchmarks.suites import Attack, Expected, Suite, SuiteModel, ThreatModel, suite_from_dict
 from genrobust.benchmarks.toolkits import build_attack
 
 FGSM = QUICK.attack("fgsm")
@@ -67,9 +67,9 @@ def test_a_model_that_the_suite_does_not_know_gets_an_entry() -> None:
     [
         ({"key": "a/b"}, "`key`"),
         ({"key": "clean"}, "unperturbed"),
-        ({"norm": "l1"}, "`norm`.*'l1'"),
+        ({"key": "all"}, "union"),
+        ({"norm": "l3"}, "`norm`.*'l3'"),
         ({"kind": "fixed epsilom"}, "did you mean 'fixed epsilon'"),
-        ({"toolkit": "art"}, "`toolkit`"),
         ({"restarts": 0}, "`restarts`"),
         ({"eot": 0}, "`eot`"),
         ({"kind": "minimal norm"}, "`every_epsilon`"),
@@ -112,3 +112,68 @@ def test_the_suite_knows_its_attacks() -> None:
         QUICK.attack("fgms")
     assert isinstance(QUICK, Suite)
     assert isinstance(FGSM, Attack)
+
+
+NUMBER = Expected(model="cnn", attack="fgsm", value=0.5, epsilon=0.1, images=1000)
+
+
+def test_numbers_of_the_paper_survive_a_round_trip_too() -> None:
+    union = Expected(model="abs", attack="all", norm="l2", value=0.7)
+    suite = replace(
+        QUICK, expected=(NUMBER, union), scale="paper", reduced=("Less.",), paper="A 2020, Table 1"
+    )
+    assert suite_from_dict(json.loads(json.dumps(asdict(suite)))) == suite
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": 1.2}, r"`value` in 0\.\.1"),
+        ({"value": -1.0, "quantity": "median_distance"}, r"`value` in 0\.\.inf"),
+        ({"quantity": "acuracy"}, "did you mean 'accuracy'"),
+        ({"norm": "l2"}, "`norm` with the attack 'all'"),
+        ({"attack": "all"}, "`norm` with the attack 'all'"),
+        ({"images": 0}, "`images`"),
+    ],
+    ids=str,
+)
+def test_a_number_of_the_paper_refuses(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(NUMBER, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expected": (replace(NUMBER, model="vit"),)}, "model of `?expected.*'vit'"),
+        ({"expected": (replace(NUMBER, attack="fgms"),)}, "did you mean 'fgsm'"),
+        ({"attacks": (replace(FGSM, against="cn"),)}, "against of fgsm.*did you mean 'cnn'"),
+        ({"attacks": (replace(FGSM, for_models=("asb",)),)}, "for_models of fgsm.*did you mean 'abs'"),
+        ({"scale": "large"}, "`scale`"),
+    ],
+    ids=["model", "attack", "against", "for_models", "scale"],
+)
+def test_a_suite_refuses_names_that_it_does_not_have(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(QUICK, **change)
+
+
+def test_attacks_may_be_for_some_models_only() -> None:
+    suite = replace(QUICK, attacks=(replace(FGSM, for_models=("abs",), every_epsilon=False),))
+    cells = list(plan(suite, ("cnn", "abs"), 20))
+    assert [(cell.model, cell.attack) for cell in cells] == [
+        ("cnn", "clean"),
+        ("abs", "clean"),
+        ("abs", "fgsm"),
+    ]
+
+
+def test_a_suite_without_a_model_is_without_what_is_transferred_from_it() -> None:
+    transfer = replace(FGSM, key="transfer", against="cnn")
+    suite = replace(QUICK, attacks=(FGSM, transfer), expected=(NUMBER, replace(NUMBER, model="abs")))
+    left = suite.restricted(["abs", "mine"])
+    assert [attack.key for attack in left.attacks] == ["fgsm"]
+    assert [model.name for model in left.models] == ["abs"]
+    assert [number.model for number in left.expected] == ["abs"]
+    assert left.baseline is None
+    assert suite.restricted(["cnn", "abs"]).attacks == suite.attacks
