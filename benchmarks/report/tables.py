@@ -228,8 +228,8 @@ def _medians(titles: Mapping[str, str], medians: tuple[Median, ...]) -> Table:
     return Table(
         key="medians",
         title="Median distance",
-        caption=f"Median length of the shortest perturbation that works, with its 95{NBSP}% interval: 0 where "
-        "the clean image is wrong already, ∞ where no attack worked.",
+        caption=f"Median length of the shortest perturbation that works, with its 95{NBSP}% interval: 0 "
+        "where the clean image is wrong already, ∞ where no attack worked.",
         columns=(
             Column(title="attack", numeric=False),
             *(Column(title=title) for title in titles.values()),
