@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .report.words import DASH, count, p_value, percent, threat
+from .report.words import DASH, p_value, percent, threat
 from .results import Results
 from .statistics import Proportion, Row, fisher, holm, mcnemar, summarise
 from .suites import Norm
@@ -239,8 +239,8 @@ def _introduction(comparisons: Comparisons) -> Iterator[str]:
     yield f"B: {comparisons.names[1]}"
     found = len(comparisons.significant)
     yield (
-        f"{count(len(comparisons.compared), 'accuracy').replace('accuracys', 'accuracies')} compared, "
-        f"{found} significantly different (Holm's corrected p < {comparisons.level:g})."
+        f"Accuracies compared: {len(comparisons.compared)}; significantly different: {found} "
+        f"(p < {comparisons.level:g} after Holm's correction)."
     )
 
 

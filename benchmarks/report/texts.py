@@ -102,7 +102,7 @@ def _indented(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return re.sub(r"[^\S\xa0]+", " ", text).strip()  # a space that must not break stays
 
 
 def _latex(document: Document) -> Iterator[str]:
