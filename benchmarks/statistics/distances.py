@@ -39,7 +39,8 @@ class Distances:
 
     def right(self, epsilon: float) -> Bool[np.ndarray, " samples"]:
         """Say where the model is right and accepts, whatever was done within epsilon."""
-        return self.lost > reach(epsilon)
+        right: Bool[np.ndarray, " samples"] = self.lost > reach(epsilon)
+        return right
 
     def rejected(self, epsilon: float) -> Bool[np.ndarray, " samples"]:
         """Say where refusing is the worst that was reached within epsilon."""

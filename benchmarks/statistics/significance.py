@@ -144,7 +144,7 @@ def mcnemar_p(
 
 def fisher(count: int, total: int, other: int, other_total: int) -> float:
     """Give the two-sided p of Fisher's exact test that two shares of different samples are the same."""
-    table = [[count, total - count], [other, other_total - other]]
+    table = np.array([[count, total - count], [other, other_total - other]])
     return float(fisher_exact(table).pvalue)
 
 

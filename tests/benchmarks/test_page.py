@@ -40,6 +40,7 @@ SUITE = replace(
     paper="Ju & Wagner 2020",
     reduced=("20 images instead of 1,000.",),
     models=(*SMALL.models, SuiteModel(name="abs", title="ABS")),
+    attacks=(*SMALL.attacks[:3], replace(SMALL.attacks[3], for_models=("cnn", "eabs"))),
     expected=(
         Expected(model="eabs", attack="ddn", value=0.906, images=1000),
         Expected(model="cnn", attack="clean", value=0.995, images=10000),
@@ -168,10 +169,14 @@ def test_numbers_sort_as_numbers_and_what_is_missing_comes_last(
     browser: webdriver.Chrome, page: Path
 ) -> None:
     show(browser, page)
-    table = "run-1-table-paper"
-    head(browser, 3, table).find_element(By.TAG_NAME, "button").click()
-    shown = [c.text for c in browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody td:nth-child(4)")]
-    assert [text.splitlines()[0] for text in shown] == ["99.5\N{NO-BREAK SPACE}%", "90.6\N{NO-BREAK SPACE}%"]
+    table = "run-1-table-attacks-l2"
+    for direction in (-1, 1):
+        head(browser, 3, table).find_element(By.TAG_NAME, "button").click()
+        cells = browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody td:nth-child(4)")
+        *known, missing = [cell.text.splitlines()[0] for cell in cells]
+        assert missing == "\N{EN DASH}"
+        shares = [direction * float(text.removesuffix("%")) for text in known]
+        assert shares == sorted(shares)
 
 
 def test_the_console_is_silent(browser: webdriver.Chrome, either: Path) -> None:
@@ -203,8 +208,8 @@ def test_the_page_never_scrolls_sideways(browser: webdriver.Chrome, either: Path
 def test_images_are_there_and_described(browser: webdriver.Chrome, either: Path) -> None:
     show(browser, either)
     images = browser.find_elements(By.TAG_NAME, "img")
-    # two samples of every attack: three images, and ten reconstructions of E-ABS
-    assert len(images) == 4 * 2 * (3 * 3 + 10)
+    # two samples of every attack: three images, and ten reconstructions of E-ABS; ABS has an attack less
+    assert len(images) == 2 * (4 * 3 + 4 * 13 + 3 * 3)
     facts = browser.execute_script(
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt.length, i.src.slice(0, 15)])"
     )
