@@ -44,9 +44,21 @@ class ModelReference:
         return self.folder / f"{self.entry.weights}-{self.dataset}"
 
     @property
+    def path(self) -> Path:
+        """The file of trained weights, which need not be there."""
+        return self.folder / self.entry.file if self.entry.file else self.trained / WEIGHTS
+
+    @property
     def there(self) -> bool:
-        """Whether there are weights, and detectors where they are asked for."""
-        return (self.trained / WEIGHTS).is_file() or (self.entry.weights, self.dataset) in list_models()
+        """Whether there are weights."""
+        shipped = self.entry.file is None and (self.entry.weights, self.dataset) in list_models()
+        return shipped or self.path.is_file()
+
+    @property
+    def command(self) -> str:
+        """The command that makes the weights."""
+        made = f"genrobust train {self.entry.weights} --dataset {self.dataset} --out {self.trained}"
+        return self.entry.make or made
 
     def load(self) -> Classifier:
         """Load the model.
@@ -54,9 +66,8 @@ class ModelReference:
         Raises:
             ValueError: If there are no weights, or the suite asks of the model what it does not have.
         """
-        trained = (self.trained / WEIGHTS).is_file()
-        name = self.entry.weights
-        model = read_model(self.trained / WEIGHTS) if trained else load_model(name, dataset=self.dataset)
+        trained, name = self.path.is_file(), self.entry.weights
+        model = read_model(self.path) if trained else load_model(name, dataset=self.dataset)
         if self.entry.inference:
             model = self._generative(model).with_inference(**self.entry.inference)
         if self.entry.gradient is not None:
@@ -74,7 +85,7 @@ class ModelReference:
 
     def _detectors(self, *, trained: bool) -> dict[str, Detector]:
         if trained:
-            return read_detectors(self.trained / DETECTORS)
+            return read_detectors(self.path.with_name(DETECTORS))
         return load_detectors(self.entry.weights, dataset=self.dataset)
 
     def _generative(self, model: Classifier) -> GenerativeClassifier:
@@ -104,7 +115,7 @@ class PickledModel:
     @classmethod
     def of(cls, model: Classifier) -> "PickledModel":
         """Pickle a model, its class too if that was defined in a script."""
-        from joblib.externals import cloudpickle
+        import cloudpickle
 
         content = cloudpickle.dumps(model)
         device = str(next(model.parameters()).device)
@@ -112,7 +123,7 @@ class PickledModel:
 
     def load(self) -> Classifier:
         """Restore the model."""
-        from joblib.externals import cloudpickle
+        import cloudpickle
 
         model: Classifier = cloudpickle.loads(self.content)
         return model.to(torch.device(self.device))
@@ -131,15 +142,11 @@ def reference(suite: Suite, name: str, *, folder: Path | None = None, device: st
         ValueError: If there is no recipe of that name; the nearest is named.
     """
     entry = suite.model(name)
-    check_choice("models", entry.weights, MODEL_NAMES)
+    if entry.file is None:
+        check_choice("models", entry.weights, MODEL_NAMES)
     return ModelReference(entry=entry, dataset=suite.dataset, folder=folder or DEFAULT_FOLDER, device=device)
 
 
 def missing_weights(references: Iterable[ModelReference]) -> Mapping[str, str]:
     """Give, for every model without weights, the command that makes them."""
-    return {
-        source.entry.name: f"genrobust train {source.entry.weights} --dataset {source.dataset}"
-        f" --out {source.trained}"
-        for source in references
-        if not source.there
-    }
+    return {source.entry.name: source.command for source in references if not source.there}

@@ -88,6 +88,7 @@ class Attack:
         every_epsilon: Run at every epsilon of the curve, not only at the table's (fixed-epsilon attacks).
         start_from_images: Start from test images that the model labels otherwise (E-ABS section 4.2), for
             attacks that take `starting_points`; the toolkit's own starting points fail on robust models.
+        targeted: Go for one other class an image, drawn at random. Success is still any wrong label.
     """
 
     key: str
@@ -103,6 +104,7 @@ class Attack:
     eot: int = 1
     every_epsilon: bool = False
     start_from_images: bool = False
+    targeted: bool = False
 
     def __post_init__(self) -> None:
         _check_key("key", self.key)
@@ -136,6 +138,8 @@ class SuiteModel:
         title: Its name for readers.
         randomized: Whether it decides at random: the attacks' EOT draws apply to these models only.
         zoo: Its name in the zoo, if that is another.
+        file: Its weights, if it has no recipe: a path below the folder of trained models.
+        make: The command that makes that file.
         detectors: Names of the calibrated detectors by which it refuses; see `zoo.load_detectors`.
         gradient: Its surrogate gradient, in place of the default.
         inference: Its budget, in place of the default, as arguments of `with_inference`.
@@ -145,6 +149,8 @@ class SuiteModel:
     title: str
     randomized: bool = False
     zoo: str | None = None
+    file: str | None = None
+    make: str | None = None
     detectors: tuple[str, ...] = ()
     gradient: str | None = None
     inference: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
@@ -153,6 +159,8 @@ class SuiteModel:
         _check_key("name", self.name)
         if self.zoo is not None:
             _check_key("zoo", self.zoo)
+        if (self.file is None) != (self.make is None):
+            raise ValueError(f"Expected `make`, the command that makes `file`, with it, but got {self}")
 
     @property
     def weights(self) -> str:

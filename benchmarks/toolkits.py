@@ -129,7 +129,7 @@ def craft(
         warnings.simplefilter("ignore", InvalidQueryWarning)  # re-scoring judges what comes of it
         if attack.toolkit == OWN:
             return OWN_ATTACKS[attack.name].run(model, images, labels, attack, epsilon, seed)
-        if attack.toolkit != FOOLBOX or (model.rejects and not attack.start_from_images):
+        if attack.toolkit != FOOLBOX or attack.targeted or (model.rejects and not attack.start_from_images):
             return _by_adapter(attack, model, images, labels, epsilon=epsilon, seed=seed, eot=eot)
         built = build_attack(attack)
         target = wrap_for_foolbox(model, eot=eot, seed=seed)
@@ -162,24 +162,32 @@ def _by_adapter(
     options = {name: value for name, value in entry.options.items() if name != "seed"}
     target = implementation.wrap(model, eot=eot, seed=seed, **options)
     parameters: dict[str, Any] = dict(attack.parameters)
+    if attack.targeted:
+        shift = torch.randint(
+            1, model.num_classes, labels.shape, generator=torch.Generator().manual_seed(seed)
+        )
+        labels = (labels + shift.to(labels.device)) % model.num_classes
     best: Crafted | None = None
     for _ in range(attack.restarts):
-        found = implementation.craft(entry, target, images, labels, epsilon=epsilon, **parameters)
+        found = implementation.craft(
+            entry, target, images, labels, epsilon=epsilon, targeted=attack.targeted, **parameters
+        )
         if attack.restarts > 1 and found.claimed is None:
-            found = Crafted(found.images, _fooled(model, found.images, labels))
+            found = Crafted(found.images, _fooled(model, found.images, labels, targeted=attack.targeted))
         best = found if best is None else _nearer(best, found, images, attack)
     if best is None:
         raise ValueError(f"Expected `restarts` of at least 1, but got {attack.restarts}")
     return best
 
 
-def _fooled(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+def _fooled(model: Classifier, images: Tensor, labels: Tensor, *, targeted: bool) -> Tensor:
     """Say where the attacked model is wrong, for a toolkit that does not."""
     valid = valid_images(images)
     fooled = torch.zeros_like(valid)
     if valid.any():
         decision = model.predict(images[valid].to(next(model.parameters()).dtype))
-        fooled[valid] = (decision.labels != labels[valid]) & ~decision.rejected
+        reached = decision.labels == labels[valid]
+        fooled[valid] = (reached if targeted else ~reached) & ~decision.rejected
     return fooled
 
 

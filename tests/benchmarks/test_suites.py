@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from genrobust.benchmarks.cells import plan
-from genrobust.benchmarks.shipped import L2_EPSILON, LINF_EPSILON, QUICK, find_suite
+from genrobust.benchmarks.shipped import QUICK, find_suite
 from genrobust.benchmarks.suites import Attack, Expected, Suite, SuiteModel, ThreatModel, suite_from_dict
 from genrobust.benchmarks.toolkits import build_attack
 
@@ -28,12 +28,12 @@ def test_quick_holds_the_published_attacks_and_the_toolkit_knows_them() -> None:
         "BoundaryAttack",
     }
     assert [model.name for model in QUICK.models] == ["cnn", "abs", "eabs"]
-    assert QUICK.threat_model("linf").epsilon == LINF_EPSILON
-    assert QUICK.threat_model("l2").epsilon == L2_EPSILON
+    assert QUICK.threat_model("linf").epsilon == 0.1
+    assert QUICK.threat_model("l2").epsilon == 2.0
 
 
 def test_find_suite_names_the_nearest() -> None:
-    assert find_suite("quick") is QUICK
+    assert find_suite("quick") == QUICK
     with pytest.raises(ValueError, match="'quikc'; did you mean 'quick'"):
         find_suite("quikc")
 
@@ -41,9 +41,9 @@ def test_find_suite_names_the_nearest() -> None:
 def test_epsilons_of_an_attack() -> None:
     curve = QUICK.threat_model("linf").epsilons
     assert list(curve) == sorted(curve)
-    assert LINF_EPSILON in curve
+    assert 0.1 in curve
     assert QUICK.epsilons(FGSM) == curve
-    assert QUICK.epsilons(replace(FGSM, every_epsilon=False)) == (LINF_EPSILON,)
+    assert QUICK.epsilons(replace(FGSM, every_epsilon=False)) == (0.1,)
     assert QUICK.epsilons(QUICK.attack("ddn")) == (None,)
 
 
