@@ -4,7 +4,6 @@ import platform
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..results import Results
 from ..statistics import Row, Summary, summarise
@@ -12,6 +11,9 @@ from .tables import SIGNIFICANT, Table, headline, tables
 from .words import NBSP, count, p_value, percent, range_of, threat
 
 __all__ = ["Document", "Flag", "describe"]
+
+
+UNTOLD = ("executable",)  # a path of the machine says nothing to readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +94,13 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     yield "Suite", suite.name
     if suite.paper:
         yield "Paper", suite.paper
-    yield "Data", f"{suite.dataset}, {count(len(results.samples), 'test image')}"
+    images = count(len(results.samples), "test image")
+    yield "Data", f"{suite.dataset}, {images}, seed {results.manifest['seed']}"
     yield "Models", ", ".join(suite.model(model).title for model in results.models)
-    threats = ", ".join(threat(t.norm, t.epsilon) for t in suite.threat_models)
-    yield "Attacks", f"{len(suite.attacks)} ({threats})"
+    threats = "; ".join(threat(t.norm, t.epsilon) for t in suite.threat_models)
+    yield "Attacks", f"{len(suite.attacks)}: {threats}"
     scales = {"paper": "as published", "small": "reduced against the paper" if suite.paper else "small"}
     yield "Scale", scales[suite.scale]
-    yield "Seed", str(results.manifest["seed"])
 
 
 def _unfinished(summary: Summary) -> str:
@@ -207,7 +209,9 @@ def _environment(results: Results) -> Iterator[tuple[str, str]]:
     manifest = results.manifest
     for name, version in manifest.get("versions", {}).items():
         yield name, str(version)
-    yield from _flat(manifest.get("environment", {}))
+    for name, value in manifest.get("environment", {}).items():
+        if name not in UNTOLD and value not in (None, [], {}):
+            yield name, _told(value)
     dataset = manifest.get("dataset", {})
     if "sha256" in dataset:
         yield f"data ({dataset['name']}, {dataset['split']})", f"sha256 {dataset['sha256'][:16]}…"
@@ -217,9 +221,7 @@ def _environment(results: Results) -> Iterator[tuple[str, str]]:
     yield "report written with Python", platform.python_version()
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name} ")
-        else:
-            yield f"{above}{name}", str(value)
+def _told(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_told(entry)}" for name, entry in value.items())
+    return ", ".join(map(_told, value)) if isinstance(value, list) else str(value)

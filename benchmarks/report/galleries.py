@@ -13,7 +13,7 @@ from PIL import Image
 from ..cells import Cell
 from ..gallery import read_gallery
 from ..results import Results
-from .words import threat
+from .words import NBSP, threat
 
 __all__ = ["Gallery", "Picture", "Reconstruction", "Sample", "galleries"]
 
@@ -121,12 +121,12 @@ def _samples(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Sample]:
             adversarial=Picture(
                 source=_png(adversarial),
                 text=f"The same image after the attack; the model says {decided}",
-                label=f"model says {decided}",
+                label="refused" if prediction >= len(names) else f"seen as {decided}",
             ),
             perturbation=Picture(
                 source=_png(0.5 + factor * delta),
                 text=f"The perturbation, amplified {factor:.2g} times around grey",
-                label=f"perturbation × {factor:.2g}",  # noqa: RUF001
+                label=f"change \N{MULTIPLICATION SIGN}{NBSP}{factor:.2g}",
             ),
             fooled=prediction != label and 0 <= prediction < len(names),
             reconstructions=tuple(
@@ -144,7 +144,7 @@ def _samples(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Sample]:
 
 def _named(names: list[str], number: int) -> str:
     if number < 0:
-        return "nothing: it is no image"
+        return "no image"
     return names[number] if number < len(names) else "nothing: it refuses"
 
 

@@ -39,10 +39,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-// A printed page cannot be unfolded.
+// A printed page cannot be unfolded. Of the galleries, those are printed that the reader has opened.
 let opened = [];
 addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll("details:not([open])")];
+  opened = [...document.querySelectorAll("details:not([open], .gallery)")];
   for (const details of opened) details.open = true;
 });
 addEventListener("afterprint", () => {

@@ -165,7 +165,7 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
     if model not in row.robust:
         return Cell(text=NOTHING)
     share = row.accuracy(model)
-    best = max(row.accuracy(name).value for name in row.robust)
+    values = [row.accuracy(name).value for name in row.robust]
     attack = "all" if row.is_union else row.key
     papers = [
         value
@@ -178,7 +178,7 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
         detail=range_of(share),
         note=f"paper {percent(papers[0].paper, 1000)}" if papers else "",
         order=share.value,
-        strong=len(row.robust) > 1 and share.value == best,
+        strong=min(values) < share.value == max(values),
         strip=Strip(
             value=share.value,
             low=share.low,
@@ -189,12 +189,13 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
 
 
 def _median(median: Median, among: list[Median]) -> Cell:
-    best = max(other.value for other in among if (other.norm, other.key) == (median.norm, median.key))
+    rivals = (median.norm, median.key)
+    values = [other.value for other in among if (other.norm, other.key) == rivals]
     return Cell(
         text=distance(median.value),
         detail=f"{distance(median.low)}{DASH}{distance(median.high)}",
         order=median.value,
-        strong=median.value == best and len(among) > 1,
+        strong=min(values) < median.value == max(values),
     )
 
 
