@@ -1,7 +1,7 @@
 """Suites as TOML files: those that are shipped, and a user's own.
 
-A file describes a table of a paper once, and each of its scales (`[scale.small]`, `[scale.paper]`) says how many
-images, how hard the attacks are, and in words what was reduced.
+A file describes a table of a paper once, and each of its scales (`[scale.small]`, `[scale.paper]`) says how
+many images, how hard the attacks are, and in words what was reduced.
 """
 
 import difflib
@@ -48,8 +48,8 @@ def load_suite(name: str | Path, *, scale: Scale = "small") -> Suite:
         scale: As published, or reduced.
 
     Raises:
-        ValueError: If there is no such suite or scale (the nearest name is given), or the file makes no sense:
-            the message says where in it.
+        ValueError: If there is no such suite or scale (the nearest name is given), or the file makes no
+            sense: the message says where in it.
     """
     if isinstance(name, Path) or name.endswith(_SUFFIX):
         return read_suite(Path(name), scale=scale)

@@ -195,12 +195,19 @@ def _flags(summary: Summary) -> Iterator[Flag]:
 
 def _command(results: Results) -> str:
     suite, manifest = results.suite, results.manifest
-    kept = manifest.get("command")
-    if kept:
-        return shlex.join(kept) if isinstance(kept, list) else str(kept)
-    parts = ["genrobust", "bench", suite.name, "--samples", str(len(results.samples))]
-    parts += ["--seed", str(manifest["seed"])]
-    if results.models != tuple(model.name for model in suite.models):
+    if manifest.get("command"):
+        return str(manifest["command"])
+    samples, seed = len(results.samples), manifest["seed"]
+    known = [model.name for model in suite.models]
+    if not set(results.models) <= set(known):  # somebody's own module, which no command can name
+        names = ", ".join(f"{name!r}: {name}" for name in results.models)
+        return (
+            f"genrobust.evaluate({{{names}}}, {suite.name!r}, scale={suite.scale!r}, "
+            f"samples={samples}, seed={seed})"
+        )
+    parts = ["genrobust", "bench", suite.name, "--scale", suite.scale]
+    parts += ["--samples", str(samples), "--seed", str(seed)]
+    if list(results.models) != known:
         parts += ["--models", ",".join(results.models)]
     return shlex.join(parts)
 

@@ -83,7 +83,6 @@ def _notes(results: Results, summary: Summary, baseline: str | None) -> Iterator
     if summary.missing:
         failed = f", {len(summary.failures)} of them failed" if summary.failures else ""
         yield f"The run is not finished: {summary.missing} cells are missing{failed}."
-    yield from results.suite.reduced
 
 
 def _label(row: Row) -> str:

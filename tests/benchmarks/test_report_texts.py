@@ -62,7 +62,19 @@ def test_markdown_has_the_numbers(run: Path) -> None:
     assert f"{100 * share['accuracy']:.0f}\N{NO-BREAK SPACE}%" in row
     assert "paper 50.0" in row
     assert "20 images instead of 1,000." in "\n".join(lines)
-    assert "genrobust bench quick --samples 20 --seed 0" in "\n".join(lines)
+    assert "    genrobust bench quick --scale small --samples 20 --seed 0" in lines
+
+
+def test_how_to_do_it_again(run: Path) -> None:
+    results = load_results(run)
+    fewer = replace(results, models=("eabs",))
+    assert describe(fewer).command.endswith("--models eabs")
+    kept = replace(results, manifest={**results.manifest, "command": "genrobust bench mine.toml"})
+    assert describe(kept).command == "genrobust bench mine.toml"
+    own = replace(results, suite=replace(SUITE, models=SUITE.models[:1], expected=()))
+    assert describe(own).command == (
+        "genrobust.evaluate({'cnn': cnn, 'eabs': eabs}, 'quick', scale='small', samples=20, seed=0)"
+    )
 
 
 def test_every_markdown_table_is_rectangular(hostile: Path) -> None:
