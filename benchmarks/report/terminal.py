@@ -28,7 +28,7 @@ def render_table(results: Results, summary: Summary | None = None) -> Group:
     suite, baseline = results.suite, _baseline(results)
     count, seed = len(results.samples), results.manifest["seed"]
     table = Table(
-        title=escape(f"{suite.title or suite.name}: {suite.dataset}, {count} test images, seed {seed}"),
+        title=escape(f"{suite.name}: {suite.dataset}, {count} test images, seed {seed}"),
         box=box.SIMPLE_HEAD,
     )
     table.add_column("accuracy under", no_wrap=True)
