@@ -12,7 +12,7 @@ from runs import SMALL, make_run
 from typer.testing import CliRunner
 
 from genrobust.benchmarks.report import describe, render
-from genrobust.benchmarks.results import load_results
+from genrobust.benchmarks.results import Failure, load_results, record_failure
 from genrobust.benchmarks.suites import Expected, SuiteModel
 from genrobust.cli import app
 
@@ -63,6 +63,20 @@ def test_markdown_has_the_numbers(run: Path) -> None:
     assert "paper 50.0" in row
     assert "20 images instead of 1,000." in "\n".join(lines)
     assert "    genrobust bench quick --scale small --samples 20 --seed 0" in lines
+
+
+def test_a_failed_cell_is_named_with_its_error(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, SUITE, left_out=lambda cell: cell.attack == "ddn" and cell.batch == 1)
+    cell = "cnn/ddn/0001"
+    record_failure(folder, Failure(cell=cell, error="ValueError: <no> steps", traceback="", when="now"))
+    written = text(folder, "markdown")
+    assert (
+        "**Unfinished.** This run is not finished: 2 cells missing, 1 of them because of an error" in written
+    )
+    assert "**2 cells missing, 1 failed**" in written
+    assert "Errors: cnn/ddn/0001: ValueError: &lt;no&gt; steps." in written
+    assert json.loads(text(folder, "json"))["failures"] == [{"cell": cell, "error": "ValueError: <no> steps"}]
+    assert "ValueError: &lt;no&gt; steps" in text(folder, "html")
 
 
 def test_how_to_do_it_again(run: Path) -> None:
