@@ -43,9 +43,14 @@ def draw_figure(results: Results, summary: Summary | None = None) -> Figure:
 
     A line shows the attacks that are known at every size of the perturbation; a marker shows the union of all
     attacks at the table's epsilon, with its 95 % interval.
+
+    Raises:
+        ValueError: If nothing was attacked.
     """
     summary = summary or summarise(results)
     norms = [norm for norm in results.suite.norms if any(row.norm == norm for row in summary.rows)]
+    if not norms:
+        raise ValueError("Expected a run with attacks, but got one of clean images")
     figure = Figure(figsize=(3.4 * len(norms), 2.9), layout=ConstrainedLayoutEngine(w_pad=0.08, wspace=0.04))
     panels = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
     for panel, norm in zip(panels, norms, strict=True):

@@ -98,7 +98,7 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     yield "Data", f"{suite.dataset}, {images}, seed {results.manifest['seed']}"
     yield "Models", ", ".join(suite.model(model).title for model in results.models)
     threats = "; ".join(threat(t.norm, t.epsilon) for t in suite.threat_models)
-    yield "Attacks", f"{len(suite.attacks)}: {threats}"
+    yield "Attacks", f"{len(suite.attacks)} ({threats})" if suite.attacks else "none"
     scales = {"paper": "as published", "small": "reduced against the paper" if suite.paper else "small"}
     yield "Scale", scales[suite.scale]
 
@@ -106,9 +106,7 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
 def _unfinished(summary: Summary) -> str:
     if not summary.missing:
         return ""
-    failed = (
-        f", {count(len(summary.failures), 'cell')} of them because of an error" if summary.failures else ""
-    )
+    failed = f", {len(summary.failures):,} of them because of an error" if summary.failures else ""
     return (
         f"This run is not finished: {count(summary.missing, 'cell')} missing{failed}. Every number is of the "
         "images that were attacked so far, and may change. The same command goes on with it."

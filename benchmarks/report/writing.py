@@ -46,14 +46,20 @@ def render(documents: Sequence[Document], form: str = "html") -> str:
     return renderers[form](documents)
 
 
-def write_report(results: Results) -> tuple[Path, Path, Path]:
-    """Write `table.json`, `curves.png` and `report.html` into the run's folder; give their paths."""
+def write_report(results: Results) -> tuple[Path, ...]:
+    """Write a run's report into its folder; give the paths.
+
+    Returns:
+        Of `table.json`, `report.html` and, unless clean images are all that there is, `curves.png`.
+    """
     summary = summarise(results)
     table, figure, page = (results.folder / name for name in (TABLE_FILE, FIGURE_FILE, PAGE_FILE))
     save_table(results, table, summary)
-    save_figure(results, figure, summary)
     write_text(page, render_page([describe(results, summary)]))
-    return table, figure, page
+    if all(row.norm is None for row in summary.rows):
+        return table, page
+    save_figure(results, figure, summary)
+    return table, page, figure
 
 
 def write_text(path: Path, text: str) -> None:

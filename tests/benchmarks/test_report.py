@@ -76,7 +76,7 @@ def test_one_model_needs_no_comparison(results: Results) -> None:
 
 
 def test_the_report_is_written(results: Results) -> None:
-    table, figure, page = write_report(results)
+    table, page, figure = write_report(results)
     content = json.loads(table.read_text())
     rows = {(row["row"], row["model"]): row for row in content["rows"]}
     assert rows["fgsm", "eabs"]["accuracy"] == 0.75

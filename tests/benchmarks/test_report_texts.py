@@ -11,8 +11,10 @@ import pytest
 from runs import SMALL, make_run
 from typer.testing import CliRunner
 
-from genrobust.benchmarks.report import describe, render
+from genrobust.benchmarks.figure import draw_figure
+from genrobust.benchmarks.report import describe, render, write_report
 from genrobust.benchmarks.results import Failure, load_results, record_failure
+from genrobust.benchmarks.suite_files import load_suite, shipped_suites
 from genrobust.benchmarks.suites import Expected, SuiteModel
 from genrobust.cli import app
 
@@ -175,3 +177,24 @@ def test_the_command_says_what_is_wrong(run: Path, arguments: list[str], message
     done = CliRunner().invoke(app, ["report", str(run), *arguments])
     assert isinstance(done.exception, ValueError)
     assert message in str(done.exception)
+
+
+def test_clean_images_alone_make_a_report_without_curves(tmp_path: Path) -> None:
+    suite = replace(SUITE, attacks=(), expected=(Expected(model="cnn", attack="clean", value=0.99),))
+    results = load_results(make_run(tmp_path, suite))
+    assert [path.name for path in write_report(results)] == ["table.json", "report.html"]
+    with pytest.raises(ValueError, match="Expected a run with attacks"):
+        draw_figure(results)
+    assert "Attacks: none" in text(tmp_path, "markdown")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_suites())
+def test_every_shipped_suite_can_be_reported(name: str, tmp_path: Path) -> None:
+    results = load_results(make_run(tmp_path, load_suite(name), samples=3))
+    written = {path.name for path in write_report(results)}
+    assert {"table.json", "report.html"} <= written
+    document = describe(results)
+    assert {value.verdict for value in document.summary.paper} <= {"within", "differs"}
+    for form in ("markdown", "latex"):
+        assert len(render([document], form)) > 1000
