@@ -13,7 +13,7 @@ from ..statistics import Curve, Row, Summary
 from ..suites import Norm, ThreatModel
 from .words import NORM_TITLES, NOTHING, percent
 
-__all__ = ["Panel", "mark", "panels"]
+__all__ = ["Panel", "mark", "panels", "style"]
 
 WIDTH, HEIGHT = 480, 330
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 46
@@ -69,7 +69,17 @@ class _Scale:
 
 def mark(index: int) -> Markup:
     """Give the outline of a model's marker."""
-    return Markup(MARKS[index % STYLES])
+    return Markup(MARKS[_turned(index)])
+
+
+def style(index: int) -> str:
+    """Give the classes of a model's line: its colour and its dashes."""
+    return f"s{index % STYLES} d{_turned(index)}"
+
+
+def _turned(index: int) -> int:
+    """Pair every colour with other dashes and markers once the colours are used up."""
+    return (index + index // STYLES) % STYLES
 
 
 def panels(results: Results, summary: Summary) -> list[Panel]:
@@ -89,14 +99,14 @@ def panels(results: Results, summary: Summary) -> list[Panel]:
 
 def _panel(results: Results, threat: ThreatModel, row: Row, curves: Sequence[Curve]) -> Panel:
     scale = _Scale(right=max(threat.epsilons) if threat.curve_epsilons else 2 * threat.epsilon)
-    styles = {model: index % STYLES for index, model in enumerate(results.models)}
+    numbers = {model: index for index, model in enumerate(results.models)}
     parts = [*_axes(scale, threat)]
-    parts += [_band(scale, curve, styles[curve.model]) for curve in curves]
-    parts += [_line(scale, curve, styles[curve.model]) for curve in curves]
+    parts += [_band(scale, curve, numbers[curve.model]) for curve in curves]
+    parts += [_line(scale, curve, numbers[curve.model]) for curve in curves]
     shown = [model for model in results.models if model in row.robust]
     for index, model in enumerate(shown):
         offset = 7 * (index - (len(shown) - 1) / 2)  # side by side, so that none hides another
-        parts += _point(scale, row, model, styles[model], threat.epsilon, offset)
+        parts += _point(scale, row, model, numbers[model], threat.epsilon, offset)
     attacks = list(dict.fromkeys(attack for curve in curves for attack in curve.attacks))
     titles = {model: results.suite.model(model).title for model in results.models}
     values = ", ".join(
@@ -111,7 +121,7 @@ def _panel(results: Results, threat: ThreatModel, row: Row, curves: Sequence[Cur
         text=f"Accuracy against the size of the {NORM_TITLES[threat.norm]} perturbation. "
         f"Under {row.title} at ε = {threat.epsilon:g}: {values}.",
         heads=tuple(titles[curve.model] for curve in curves),
-        rows=tuple(_numbers(threat, curves)),
+        rows=tuple(_numbers(threat, curves)) if curves else (),
     )
 
 
@@ -164,25 +174,25 @@ def _path(
     return points
 
 
-def _band(scale: _Scale, curve: Curve, style: int) -> str:
+def _band(scale: _Scale, curve: Curve, number: int) -> str:
     seen = _visible(scale, curve)
     high = _path(scale, seen.epsilons, seen.high, step=curve.exact)
     low = _path(scale, seen.epsilons, seen.low, step=curve.exact)
-    return f'<polygon class="band s{style}" points="{" ".join([*high, *reversed(low)])}"/>'
+    return f'<polygon class="band {style(number)}" points="{" ".join([*high, *reversed(low)])}"/>'
 
 
-def _line(scale: _Scale, curve: Curve, style: int) -> str:
+def _line(scale: _Scale, curve: Curve, number: int) -> str:
     seen = _visible(scale, curve)
     points = _path(scale, seen.epsilons, seen.accuracy, step=curve.exact)
-    return f'<polyline class="line s{style}" points="{" ".join(points)}"/>'
+    return f'<polyline class="line {style(number)}" points="{" ".join(points)}"/>'
 
 
-def _point(scale: _Scale, row: Row, model: str, style: int, epsilon: float, offset: float) -> Iterator[str]:
+def _point(scale: _Scale, row: Row, model: str, number: int, epsilon: float, offset: float) -> Iterator[str]:
     share = row.accuracy(model)
     x, y = min(scale.x(epsilon) + offset, WIDTH - RIGHT), scale.y(share.value)
     low, high = scale.y(share.low), scale.y(share.high)
-    yield f'<line class="error s{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{high:.1f}" y2="{low:.1f}"/>'
-    yield f'<path class="mark s{style}" transform="translate({x:.1f} {y:.1f})" d="{mark(style)}"/>'
+    yield f'<line class="error {style(number)}" x1="{x:.1f}" x2="{x:.1f}" y1="{high:.1f}" y2="{low:.1f}"/>'
+    yield f'<path class="mark {style(number)}" transform="translate({x:.1f} {y:.1f})" d="{mark(number)}"/>'
 
 
 def _numbers(threat: ThreatModel, curves: Sequence[Curve]) -> Iterator[tuple[str, ...]]:

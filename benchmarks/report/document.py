@@ -13,6 +13,7 @@ from .words import NBSP, count, p_value, percent, range_of, threat
 __all__ = ["Document", "Flag", "describe"]
 
 
+NAMED = 5  # models that a fact names one by one
 UNTOLD = ("executable",)  # a path of the machine says nothing to readers
 
 
@@ -96,7 +97,8 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
         yield "Paper", suite.paper
     images = count(len(results.samples), "test image")
     yield "Data", f"{suite.dataset}, {images}, seed {results.manifest['seed']}"
-    yield "Models", ", ".join(suite.model(model).title for model in results.models)
+    titles = [suite.model(model).title for model in results.models]
+    yield "Models", ", ".join(titles) if len(titles) <= NAMED else str(len(titles))
     threats = "; ".join(threat(t.norm, t.epsilon) for t in suite.threat_models)
     yield "Attacks", f"{len(suite.attacks)} ({threats})" if suite.attacks else "none"
     scales = {"paper": "as published", "small": "reduced against the paper" if suite.paper else "small"}
@@ -127,7 +129,7 @@ def _findings(results: Results, summary: Summary) -> Iterator[str]:
 
 
 def _finding(row: Row, titles: Mapping[str, str]) -> str:
-    shares = {model: row.accuracy(model) for model in row.robust}
+    shares = {model: row.accuracy(model) for model in row.comparable}
     ranked = sorted(shares, key=lambda model: -shares[model].value)
     share = shares[ranked[0]]
     best = [titles[model] for model in ranked if shares[model].value == share.value]
@@ -137,10 +139,14 @@ def _finding(row: Row, titles: Mapping[str, str]) -> str:
         where = f"Under {row.title} with {threat(row.norm, row.epsilon)}"
     if len(ranked) == 1:
         return f"{where}, {best[0]} is right about {written} of the images."
+    if len(best) == len(ranked):
+        return f"{where}, all {len(best)} models are right about {written} of the images."
     if len(best) > 1:
         return f"{where}, {', '.join(best[:-1])} and {best[-1]} are right most often: {written}."
     second = ranked[1]
-    gap = next(p for *pair, p in row.comparisons() if set(pair) == {ranked[0], second})
+    gap = next((p for *pair, p in row.comparisons() if set(pair) == {ranked[0], second}), None)
+    if gap is None:
+        return f"{where}, {best[0]} is right most often: {written}."
     verb = "differs from" if gap < SIGNIFICANT else "does not differ significantly from"
     return (
         f"{where}, {best[0]} is right most often: {written}. It {verb} {titles[second]} "

@@ -11,7 +11,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from .curves import HEIGHT, STYLES, WIDTH, Panel, mark, panels
+from .curves import HEIGHT, WIDTH, Panel, mark, panels, style
 from .document import Document
 from .galleries import Gallery, galleries
 
@@ -58,8 +58,8 @@ def render_page(documents: Sequence[Document]) -> str:
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         size=(WIDTH, HEIGHT),
-        styles=STYLES,
         mark=mark,
+        style_of=style,
         percentage=lambda share: f"{100 * share:.1f}%",
     )
 

@@ -165,7 +165,7 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
     if model not in row.robust:
         return Cell(text=NOTHING)
     share = row.accuracy(model)
-    values = [row.accuracy(name).value for name in row.robust]
+    values = [row.accuracy(name).value for name in row.comparable]
     attack = "all" if row.is_union else row.key
     papers = [
         value
@@ -173,12 +173,16 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
         if (value.model, value.attack, value.quantity) == (model, attack, "accuracy")
         and (value.norm, value.epsilon) == (row.norm, row.epsilon)
     ]
+    notes = [f"paper {percent(value.paper, 1000)}" for value in papers[:1]]
+    if model not in row.comparable:
+        most = len(row.attacks[row.comparable[0]])
+        notes.append(f"{len(row.attacks[model])} of {most} attacks")
     return Cell(
         text=percent(share.value, share.total),
         detail=range_of(share),
-        note=f"paper {percent(papers[0].paper, 1000)}" if papers else "",
+        note="; ".join(notes),
         order=share.value,
-        strong=min(values) < share.value == max(values),
+        strong=model in row.comparable and min(values) < share.value == max(values),
         strip=Strip(
             value=share.value,
             low=share.low,

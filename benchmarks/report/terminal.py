@@ -1,5 +1,6 @@
 """The report of a run for the terminal: one table and its notes."""
 
+import math
 from collections.abc import Iterator
 
 from rich import box
@@ -63,7 +64,9 @@ def _cell(row: Row, model: str, baseline: str | None) -> str:
 
 
 def _p_against(row: Row, baseline: str | None, model: str) -> float:
-    return next((p for first, second, p in row.comparisons() if {first, second} == {baseline, model}), 1.0)
+    """Give McNemar's p, not a number where the two were not run under the same attacks."""
+    pairs = ((p, {first, second}) for first, second, p in row.comparisons())
+    return next((p for p, pair in pairs if pair == {baseline, model}), math.nan)
 
 
 def _notes(results: Results, summary: Summary, baseline: str | None) -> Iterator[str]:
@@ -74,7 +77,8 @@ def _notes(results: Results, summary: Summary, baseline: str | None) -> Iterator
         shown = [row for row in summary.rows if row.norm is None or row.is_union]
         for model in results.models:
             if model != baseline:
-                values = ", ".join(f"{_label(row)} {_p_against(row, baseline, model):.2g}" for row in shown)
+                compared = [(row, _p_against(row, baseline, model)) for row in shown]
+                values = ", ".join(f"{_label(row)} {p:.2g}" for row, p in compared if not math.isnan(p))
                 yield f"McNemar's p, {titles[model]} against {titles[baseline]}: {values}."
     fallen = [f"{titles[model]} {_share(summary.claims, model)}" for model in results.models]
     yield f"Toolkit claims that re-scoring did not confirm: {', '.join(fallen)}."

@@ -1,6 +1,7 @@
 """What the rows of a run say: robust accuracies, unions of attacks, significance, distortion, health."""
 
 from .distances import Distances, Outcomes, breaking_distances, robust_accuracy
+from .entries import Cost, Curve, Health, Median, Row, Summary
 from .paper import PaperValue, Verdict
 from .significance import (
     Proportion,
@@ -13,7 +14,7 @@ from .significance import (
     wilson,
     wilson_interval,
 )
-from .summary import Cost, Curve, Health, Median, Row, Summary, summarise
+from .summary import summarise
 
 __all__ = [
     "Cost",

@@ -19,7 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from genrobust.benchmarks.cells import Cell
 from genrobust.benchmarks.report import describe, render_page
-from genrobust.benchmarks.report.curves import STYLES
+from genrobust.benchmarks.report.curves import STYLES, mark, style
 from genrobust.benchmarks.results import load_results
 from genrobust.benchmarks.suites import Expected, SuiteModel
 
@@ -287,6 +287,12 @@ def test_lines_have_contrast(browser: webdriver.Chrome, page: Path, scheme: str)
     ]
     for line in lines:
         assert (max(line, paper) + 0.05) / (min(line, paper) + 0.05) >= 3
+
+
+def test_many_models_are_told_apart() -> None:
+    looks = [(style(index), str(mark(index))) for index in range(STYLES**2)]
+    assert len(set(looks)) == STYLES**2
+    assert len({mark for _, mark in looks[:STYLES]}) == STYLES
 
 
 def test_the_page_asks_the_network_for_nothing(browser: webdriver.Chrome, either: Path) -> None:

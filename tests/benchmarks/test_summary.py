@@ -9,6 +9,7 @@ import pytest
 from runs import SMALL, make_run
 
 from genrobust.benchmarks.cells import Cell
+from genrobust.benchmarks.report.tables import tables
 from genrobust.benchmarks.results import Results, load_results
 from genrobust.benchmarks.statistics import Row, Summary, mcnemar, summarise
 from genrobust.benchmarks.suites import CLEAN, Expected, Suite
@@ -216,3 +217,23 @@ def test_curves_have_bands_and_can_be_thinned(tmp_path: Path) -> None:
     assert np.isin(thin.accuracy, curve.accuracy).all()
     with pytest.raises(ValueError, match="`points`"):
         curve.thinned(1)
+
+
+def test_models_under_fewer_attacks_are_not_ranked_with_the_others(tmp_path: Path) -> None:
+    models = (*SMALL.models, replace(SMALL.models[0], name="abs", title="ABS"))
+    suite = replace(
+        ONE, models=models, attacks=(ONE.attacks[0], replace(ONE.attacks[1], for_models=("cnn", "abs")))
+    )
+    results = load_results(make_run(tmp_path, suite))
+    summary = summarise(results)
+    union = row(summary, "all-l2")
+    assert union.comparable == ("cnn", "abs")
+    assert [(first, second) for first, second, _ in union.comparisons()] == [("cnn", "abs")]
+    assert len(list(row(summary, "ddn").comparisons())) == 3
+    assert row(summary, "deepfool-l2").comparable == ("cnn", "abs")
+    assert union.robust["eabs"].tolist() == row(summary, "ddn").robust["eabs"].tolist()
+    leaderboard = tables(results, summary)["leaderboard"][0]
+    cells = {line[0].text: line[2] for line in leaderboard.rows}
+    assert cells["E-ABS"].note == "1 of 2 attacks"
+    assert not cells["E-ABS"].strong
+    assert cells["CNN"].note == ""
