@@ -94,7 +94,7 @@ def test_a_worker_that_dies_loses_nothing(
     tmp_path: Path,
     local: pa.Table,
 ) -> None:
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky import reusable_executor
 
     killed: list[int] = []
 
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_loses_nothing(
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not list(tmp_path.rglob("*.parquet")):
             time.sleep(0.02)
-        workers = list(get_reusable_executor(max_workers=2)._processes)
+        workers = list(reusable_executor._executor._processes)
         os.kill(workers[0], signal.SIGKILL)
         killed.append(workers[0])
 

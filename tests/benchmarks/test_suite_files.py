@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,9 @@ def test_scales_differ_in_what_they_say(tmp_path: Path) -> None:
 
 
 def test_a_scale_can_do_without_an_attack(tmp_path: Path) -> None:
-    suite = read_suite(write(tmp_path, MINE.replace("samples = 10\n", 'samples = 10\nwithout = ["pgd"]\n', 1)))
+    suite = read_suite(
+        write(tmp_path, MINE.replace("samples = 10\n", 'samples = 10\nwithout = ["pgd"]\n', 1))
+    )
     assert (suite.attacks, suite.expected) == ((), ())
 
 
@@ -165,6 +168,13 @@ def test_unknown_suites_and_scales_are_named(tmp_path: Path) -> None:
         load_suite(tmp_path / "none.toml")
     with pytest.raises(ValueError, match=r"quick\.toml: Expected the scale 'small', but got 'paper'"):
         load_suite("quick", scale="paper")
+
+
+def test_the_suite_in_the_readme_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    suite = read_suite(write(tmp_path, block))
+    assert [attack.toolkit for attack in suite.attacks] == ["torchattacks"]
 
 
 @pytest.mark.realdata("gtsrb")
