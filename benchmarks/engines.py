@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
 from ..classifier import Classifier
 from .cells import Cell
-from .execution import Outcome, Task, execute
+from .execution import Outcome, Task, TransferMemory, execute
 from .references import ModelReference, PickledModel, loaded
 from .results import Failure
 from .suites import check_choice
@@ -106,9 +107,10 @@ def compute(
         RuntimeError: If workers keep dying.
     """
     if engine.in_process:
+        memory = TransferMemory()
         with _threads(engine.threads):
             for task in tasks():
-                yield task.cell, _attempt(task, models)
+                yield task.cell, _attempt(task, models, memory)
         return
     fruitless = 0
     while remaining := list(tasks()):
@@ -145,12 +147,18 @@ def _in_worker(task: Task, sources: Mapping[str, Source], threads: int) -> Finis
             models = {name: loaded(source) for name, source in sources.items()}
         except Exception as error:
             return task.cell, _failure(task.cell, error)
-        return task.cell, _attempt(task, models)
+        return task.cell, _attempt(task, models, _memory())
 
 
-def _attempt(task: Task, models: Mapping[str, Classifier]) -> Outcome | Failure:
+@lru_cache(maxsize=1)
+def _memory() -> TransferMemory:
+    """Give the memory of this worker."""
+    return TransferMemory()
+
+
+def _attempt(task: Task, models: Mapping[str, Classifier], memory: TransferMemory) -> Outcome | Failure:
     try:
-        return execute(task, models)
+        return execute(task, models, memory=memory)
     except Exception as error:
         return _failure(task.cell, error)
 

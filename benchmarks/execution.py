@@ -23,7 +23,7 @@ from .scoring import Verdicts, rescore
 from .suites import BARE, CLEAN, ENCODER, Attack, Suite
 from .toolkits import craft, uncounted_calls, uses_gradients
 
-__all__ = ["Experiment", "Outcome", "Task", "choose_samples", "execute"]
+__all__ = ["Experiment", "Outcome", "Task", "TransferMemory", "choose_samples", "execute"]
 
 Array = np.ndarray[Any, Any]
 
@@ -143,38 +143,70 @@ def choose_samples(dataset: ImageDataset, count: int, *, seed: int) -> Int[np.nd
     return order[np.argsort(rank, kind="stable")[:count]]
 
 
-def execute(task: Task, models: Mapping[str, Classifier]) -> Outcome:
+@dataclass(frozen=True)
+class _Attempt:
+    """What an attack gave on a batch, whoever it is judged by."""
+
+    crafted: Crafted
+    calls: Calls
+    zero_gradient: Array
+
+
+class TransferMemory:
+    """Keeps the last examples that were made against another model.
+
+    The cells that these are transferred to follow one another: each would make them again.
+    """
+
+    def __init__(self) -> None:
+        self._source: Classifier | None = None
+        self._key: tuple[object, ...] = ()
+        self._attempt: _Attempt | None = None
+
+    def recall(self, source: Classifier, key: tuple[object, ...]) -> _Attempt | None:
+        """Give what the same attack made of the same images against the same model."""
+        return self._attempt if source is self._source and key == self._key else None
+
+    def keep(self, source: Classifier, key: tuple[object, ...], attempt: _Attempt) -> None:
+        """Remember it until the next."""
+        self._source, self._key, self._attempt = source, key, attempt
+
+
+def execute(task: Task, models: Mapping[str, Classifier], *, memory: TransferMemory | None = None) -> Outcome:
     """Compute one cell.
 
     Args:
         task: The cell with its images.
         models: At least the task's models, each with the budget that verdicts are made with.
+        memory: Of examples that are transferred to several models.
     """
     started = time.monotonic()
     cell, attack, model = task.cell, task.attack, models[task.cell.model]
     seed = derived_seed(task.seed, cell.key)
     images, labels = _on_device(task.images, model)
-    zero_gradient, calls = np.zeros(len(images), dtype=bool), Calls()
-    crafted = Crafted(images, torch.zeros_like(labels, dtype=torch.bool))
+    made = _Attempt(
+        Crafted(images, torch.zeros_like(labels, dtype=torch.bool)),
+        Calls(),
+        np.zeros(len(images), dtype=bool),
+    )
     if attack is not None:
-        attacked = _attacked(task, attack, models)
-        with counted_calls() as counted:
-            crafted = _craft(task, attack, attacked, images, labels)
-        uncounted = uncounted_calls(attack, num_classes=model.num_classes, images=len(images))
-        calls = (counted + uncounted).per_image(len(images))
-        if uses_gradients(attack):
-            zero_gradient = _vanished(attacked, images, labels)
+        source, transferred = models[task.models[-1]], len(task.models) > 1
+        key = (task.seed, attack, cell.epsilon, task.samples.tolist(), task.suite.attack_inference)
+        recalled = memory.recall(source, key) if memory and transferred else None
+        made = recalled or _attempt(task, attack, models, images, labels)
+        if memory and transferred and recalled is None:
+            memory.keep(source, key, made)
     verdicts = rescore(
         _judge(task, model, seed=seed),
         images,
         labels,
-        crafted,
+        made.crafted,
         norm=attack.norm if attack else "l2",
         epsilon=cell.epsilon if attack else 0.0,
         overshoots=task.suite.overshoots,
     )
     return Outcome(
-        columns=_columns(task, labels, verdicts, calls, zero_gradient, seed=seed, started=started),
+        columns=_columns(task, labels, verdicts, made, seed=seed, started=started),
         gallery=make_gallery(model, task.samples, images, labels, verdicts, task.images.class_names)
         if attack is not None and cell.batch == 0
         else None,
@@ -186,8 +218,7 @@ def _columns(
     task: Task,
     labels: Int[Tensor, " batch"],
     verdicts: Verdicts,
-    calls: Calls,
-    zero_gradient: Array,
+    made: _Attempt,
     *,
     seed: int,
     started: float,
@@ -201,8 +232,8 @@ def _columns(
         "target": attack.against if attack else None,
         "norm": attack.norm if attack else None,
         "epsilon": cell.epsilon,
-        "queries": calls.queries,
-        "gradients": calls.gradients,
+        "queries": made.calls.queries,
+        "gradients": made.calls.gradients,
         "seconds": (time.monotonic() - started) / count,
         "seed": seed,
     }
@@ -216,10 +247,23 @@ def _columns(
         "valid": verdicts.valid,
         "success": verdicts.success,
         "unstable": verdicts.unstable,
-        "zero_gradient": zero_gradient,
+        "zero_gradient": made.zero_gradient,
         **{f"distance_{norm}": values for norm, values in verdicts.distances.items()},
         "overshoot": verdicts.overshoot,
     }
+
+
+def _attempt(
+    task: Task, attack: Attack, models: Mapping[str, Classifier], images: Tensor, labels: Tensor
+) -> _Attempt:
+    attacked = _attacked(task, attack, models)
+    with counted_calls() as counted:
+        crafted = _craft(task, attack, attacked, images, labels)
+    uncounted = uncounted_calls(attack, num_classes=attacked.num_classes, images=len(images))
+    vanished = np.zeros(len(images), dtype=bool)
+    if uses_gradients(attack):
+        vanished = _vanished(attacked, images, labels)
+    return _Attempt(crafted, (counted + uncounted).per_image(len(images)), vanished)
 
 
 def _on_device(

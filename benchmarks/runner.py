@@ -20,7 +20,7 @@ from .execution import Experiment, Outcome, Task, choose_samples
 from .gallery import EXAMPLES, GALLERY, write_arrays
 from .progress import RunProgress, run_progress
 from .references import ModelReference, PickledModel, loaded
-from .results import Failure, Results, begin_run, load_results, record_failure, record_success
+from .results import MANIFEST, Failure, Results, begin_run, load_results, record_failure, record_success
 from .suites import BARE, CLEAN, ENCODER, Suite
 from .toolkits import check_attack
 
@@ -75,7 +75,9 @@ def run_suite(
         suite=suite, dataset=dataset, samples=chosen, seed=seed, keep_examples=keep_examples
     )
     manifest = _manifest(experiment, here)
-    run = begin_run(out, manifest, {"environment": environment(), "command": command})
+    begun = (out / MANIFEST).exists()
+    circumstances = {} if begun else {"environment": environment(), "command": command}
+    run = begin_run(out, manifest, circumstances)
     cells = list(plan(suite, tuple(models), len(chosen)))
     found = {cell: table for cell in cells if (table := read_cell(out, cell, run=run)) is not None}
     with run_progress(len(cells), finished=len(found), show=show_progress) as progress:
