@@ -35,7 +35,8 @@ class Distances:
     @property
     def lost(self) -> Float[np.ndarray, " samples"]:
         """How far the sample stays right and accepted."""
-        return np.minimum(self.error, self.refusal)
+        lost: Float[np.ndarray, " samples"] = np.minimum(self.error, self.refusal)
+        return lost
 
     def right(self, epsilon: float) -> Bool[np.ndarray, " samples"]:
         """Say where the model is right and accepts, whatever was done within epsilon."""
