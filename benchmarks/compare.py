@@ -107,7 +107,8 @@ def compare_runs(first: Results, second: Results, *, level: float = 0.05) -> Com
     if not 0 < level < 1:
         raise ValueError(f"Expected `level` between 0 and 1, but got {level}")
     ours, theirs = _by_key(first), _by_key(second)
-    shared = [key for key in ours if key in theirs]
+    # The union of other attacks is another number.
+    shared = [key for key in ours if key in theirs and _attacks(ours, key) == _attacks(theirs, key)]
     same_data = first.manifest["dataset"] == second.manifest["dataset"]
     tests = [
         _test(first, second, ours[key], theirs[key], model=key[0], same_data=same_data) for key in shared
@@ -190,6 +191,10 @@ def render_comparisons(
 def _by_key(results: Results) -> dict[_Key, Row]:
     grid = summarise(results).grid
     return {(model, row.key, row.epsilon): row for row in grid for model in row.robust}
+
+
+def _attacks(rows: Mapping[_Key, Row], key: _Key) -> frozenset[str]:
+    return rows[key].attacks[key[0]]
 
 
 def _test(

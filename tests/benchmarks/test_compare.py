@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from genrobust.benchmarks.cells import Cell
 from genrobust.benchmarks.compare import Comparisons, compare_runs, render_comparisons
 from genrobust.benchmarks.results import load_results
+from genrobust.benchmarks.shipped import QUICK
 from genrobust.cli import app
 
 SUITE = replace(SMALL, attacks=(SMALL.attack("fgsm"), SMALL.attack("ddn")))
@@ -93,6 +94,16 @@ def test_what_only_one_run_has_is_counted_and_settings_are_named(tmp_path: Path)
     assert found.alone == (8, 0)
     names = {setting.name for setting in found.settings}
     assert {"suite.attacks.fgsm.restarts", "suite.overshoots", "models.eabs.weights"} <= names
+
+
+def test_unions_of_other_attacks_are_not_compared(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", replace(SMALL, attacks=SMALL.attacks[2:]))
+    second = make_run(tmp_path / "b", replace(SMALL, attacks=(*SMALL.attacks[2:], SMALL.attacks[0])))
+    assert {entry.attack for entry in compared(first, second).compared} >= {"all-l2"}
+    third = make_run(tmp_path / "c", replace(SMALL, attacks=(*SMALL.attacks[2:], QUICK.attack("cw-l2"))))
+    found = compared(first, third)
+    assert {entry.attack for entry in found.compared} == {"clean", "ddn", "deepfool-l2"}
+    assert found.alone == (2, 2 + 8)
 
 
 def test_an_unfinished_run_is_compared_by_what_it_has(tmp_path: Path) -> None:
