@@ -21,6 +21,8 @@ SCHEMA = pa.schema(
         pa.field("suite", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
         pa.field("attack", pa.string(), nullable=False),  # "clean" for the unperturbed images
+        pa.field("toolkit", pa.string()),  # null for the unperturbed images
+        pa.field("target", pa.string()),  # whose examples these are; null is the model itself
         pa.field("norm", pa.string()),  # null for the unperturbed images
         pa.field("epsilon", pa.float64()),  # null for them and for minimal-norm attacks
         pa.field("sample", pa.int64(), nullable=False),  # index in the test split
@@ -31,9 +33,17 @@ SCHEMA = pa.schema(
         pa.field("claimed", pa.bool_(), nullable=False),  # by the toolkit
         pa.field("valid", pa.bool_(), nullable=False),  # finite and in [0, 1]
         pa.field("success", pa.bool_(), nullable=False),  # after re-scoring
+        pa.field("unstable", pa.bool_(), nullable=False),  # a second draw of noise gave another verdict
+        pa.field("zero_gradient", pa.bool_(), nullable=False),  # of the attacked model, at the clean image
+        pa.field("distance_l0", pa.float64(), nullable=False),  # pixels
+        pa.field("distance_l1", pa.float64(), nullable=False),
         pa.field("distance_l2", pa.float64(), nullable=False),
         pa.field("distance_linf", pa.float64(), nullable=False),
         pa.field("overshoot", pa.float64(), nullable=False),
+        pa.field(
+            "queries", pa.int64(), nullable=False
+        ),  # forward calls of the attack, the mean over the cell
+        pa.field("gradients", pa.int64(), nullable=False),  # its backward calls, the mean over the cell
         pa.field("seconds", pa.float64(), nullable=False),  # the cell's time, shared among its samples
         pa.field("seed", pa.int64(), nullable=False),  # of the cell
     ]
@@ -74,11 +84,15 @@ def plan(suite: Suite, models: Sequence[str], samples: int) -> Iterator[Cell]:
     left can be told from the time taken, although a query may cost one of them a thousand times more.
     """
     batches = range(-(-samples // suite.batch_size))
-    bounds = [(CLEAN, None), *((a.key, epsilon) for a in suite.attacks for epsilon in suite.epsilons(a))]
-    for attack, epsilon in bounds:
-        for batch in batches:
-            for model in models:
-                yield Cell(model=model, attack=attack, epsilon=epsilon, batch=batch)
+    for batch in batches:
+        for model in models:
+            yield Cell(model=model, attack=CLEAN, epsilon=None, batch=batch)
+    for attack in suite.attacks:
+        attacked = [model for model in models if attack in suite.attacks_of(model)]
+        for epsilon in suite.epsilons(attack):
+            for batch in batches:
+                for model in attacked:
+                    yield Cell(model=model, attack=attack.key, epsilon=epsilon, batch=batch)
 
 
 def derived_seed(*parts: object) -> int:

@@ -31,6 +31,8 @@ STYLES: tuple[tuple[str, LineStyle, str], ...] = (
 )
 FONT_SIZE = 9
 AXIS_TITLES: Mapping[Norm, str] = {
+    "l0": r"$L_0$ perturbation $\epsilon$ (changed pixels)",
+    "l1": r"$L_1$ perturbation $\epsilon$ (pixels in [0, 1])",
     "linf": r"$L_\infty$ perturbation $\epsilon$ (pixels in [0, 1])",
     "l2": r"$L_2$ perturbation $\epsilon$ (pixels in [0, 1])",
 }
@@ -41,9 +43,14 @@ def draw_figure(results: Results, summary: Summary | None = None) -> Figure:
 
     A line shows the attacks that are known at every size of the perturbation; a marker shows the union of all
     attacks at the table's epsilon, with its 95 % interval.
+
+    Raises:
+        ValueError: If nothing was attacked.
     """
     summary = summary or summarise(results)
     norms = [norm for norm in results.suite.norms if any(row.norm == norm for row in summary.rows)]
+    if not norms:
+        raise ValueError("Expected a run with attacks, but got one of clean images")
     figure = Figure(figsize=(3.4 * len(norms), 2.9), layout=ConstrainedLayoutEngine(w_pad=0.08, wspace=0.04))
     panels = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
     for panel, norm in zip(panels, norms, strict=True):
@@ -72,8 +79,8 @@ def _draw_panel(panel: Axes, results: Results, summary: Summary, threat: ThreatM
     curves = [curve for curve in summary.curves if curve.norm == threat.norm]
     for curve in curves:
         _draw_curve(panel, curve, STYLES[results.models.index(curve.model) % len(STYLES)])
-    row = [row for row in summary.rows if row.norm == threat.norm][-1]  # the union, or the only attack
-    _draw_points(panel, results.models, row, threat.epsilon, width=0.02 * right)
+    for row in [row for row in summary.rows if row.norm == threat.norm][-1:]:  # the union, or the only attack
+        _draw_points(panel, results.models, row, threat.epsilon, width=0.02 * right)
     attacks = ", ".join(curves[0].attacks) if curves else "none at every ε"
     panel.set_title(f"lines: {attacks}", fontsize=FONT_SIZE - 1, loc="left", color="0.3")
     panel.set_xlabel(AXIS_TITLES[threat.norm], fontsize=FONT_SIZE)
@@ -103,6 +110,8 @@ def _draw_curve(panel: Axes, curve: Curve, style: tuple[str, LineStyle, str]) ->
 
 def _draw_points(panel: Axes, models: tuple[str, ...], row: Row, epsilon: float, *, width: float) -> None:
     for index, model in enumerate(models):
+        if model not in row.robust:
+            continue
         color, _, marker = STYLES[index % len(STYLES)]
         accuracy = row.accuracy(model)
         panel.errorbar(

@@ -32,11 +32,11 @@ from ..randomness import isolated_rng
 from ..storage import write_json
 from ..zoo import list_models, load_model, read_model
 from ..zoo.pairs import random_fgsm
+from .own import single_pixel
 
-__all__ = ["AttackRow", "TransferRow", "confusion", "single_pixel"]
+__all__ = ["AttackRow", "TransferRow", "confusion"]
 
 EPSILON, STEP, STEPS = 0.3, 0.01, 40  # AdverTorch's defaults, which the paper uses
-PIXELS = 100  # places that the single-pixel attack tries
 BATCH = 250
 MODELS = (*(f"mad-vae-{name}" for name in VARIANTS), "comdefend")
 
@@ -102,41 +102,6 @@ class TransferRow:
     substitute_accuracy: float
     accuracy: dict[str, float]
     published: dict[str, float]
-
-
-@torch.no_grad()
-def single_pixel(
-    model: Classifier,
-    x: Float[Tensor, "images channels height width"],
-    y: Int[Tensor, " images"],
-    *,
-    pixels: int = PIXELS,
-    generator: torch.Generator,
-) -> Float[Tensor, "images channels height width"]:
-    """Set one pixel to black or to white, at random places, until the label changes (Su et al. 2019).
-
-    As AdverTorch's attack of that name does; Foolbox has none.
-
-    Args:
-        model: The attacked model.
-        x: Images in [0, 1].
-        y: Their classes.
-        pixels: Places that are tried, the same for every image.
-        generator: Of the places.
-
-    Returns:
-        Images of which one pixel differs, or none where no place served.
-    """
-    images = x.clone()
-    unchanged = model(x).argmax(1) == y
-    for place in torch.randperm(x[0, 0].numel(), generator=generator)[:pixels].tolist():
-        for value in (0.0, 1.0):
-            trial = x.clone()
-            trial.flatten(2)[:, :, place] = value
-            fooled = unchanged & (model(trial).argmax(1) != y)
-            images[fooled] = trial[fooled]
-            unchanged &= ~fooled
-    return images
 
 
 def confusion(

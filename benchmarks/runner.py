@@ -1,11 +1,10 @@
 """The runner: it works through the cells of a suite, keeps what is finished, and resumes where it stopped."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +14,15 @@ from jaxtyping import Int
 from ..classifier import Classifier
 from ..data import ImageDataset
 from .cells import Cell, plan, read_cell, write_cell
-from .execution import Experiment, choose_samples, execute
-from .progress import run_progress
-from .results import Results, begin_run, load_results
-from .suites import CLEAN, Suite
-from .toolkits import build_attack
+from .engines import Engine, Source, compute
+from .environment import compared_versions, environment
+from .execution import Experiment, Outcome, Task, choose_samples
+from .gallery import EXAMPLES, GALLERY, write_arrays
+from .progress import RunProgress, run_progress
+from .references import ModelReference, PickledModel, loaded
+from .results import MANIFEST, Failure, Results, begin_run, load_results, record_failure, record_success
+from .suites import BARE, CLEAN, ENCODER, Suite
+from .toolkits import check_attack
 
 __all__ = ["run_suite"]
 
@@ -27,60 +30,131 @@ __all__ = ["run_suite"]
 def run_suite(
     suite: Suite,
     *,
-    models: Mapping[str, Classifier],
+    models: Mapping[str, Classifier | ModelReference],
     dataset: ImageDataset,
     out: Path,
     samples: int | None = None,
     seed: int = 0,
+    engine: Engine | None = None,
+    keep_examples: bool = False,
+    command: str | None = None,
     show_progress: bool = True,
 ) -> Results:
     """Run a suite, or go on with it: what is finished in `out` is neither computed again nor lost.
 
-    The same seed gives the same results, whatever was killed in between.
+    The same seed gives the same results, whatever was killed in between, and however many processes shared
+    the work. A cell that fails is written down, and tried again by the next call; the others go on.
 
     Args:
         suite: What to run.
-        models: The models by name, each with the budget that its verdicts are made with.
+        models: The models by name, each with the budget that its verdicts are made with, or references that
+            other processes load by themselves.
         dataset: The test split of the suite's dataset.
         out: Folder of the run.
         samples: Number of test images; the suite's own number if None.
         seed: Of the choice of test images and of every cell.
+        engine: Where to compute; this process alone if None.
+        keep_examples: Keep every adversarial image in `examples/`.
+        command: That reproduces the run, for its manifest.
         show_progress: Show progress on the standard error stream.
+
+    Returns:
+        The run; `failures` and `missing` say what it lacks.
 
     Raises:
         ValueError: If `out` holds a run with other settings, an attack is unknown to its toolkit, a model
             does not fit the dataset, or there are fewer test images than `samples`.
     """
-    _check_inputs(suite, models, dataset)
+    here = {
+        name: loaded(model) if isinstance(model, ModelReference) else model for name, model in models.items()
+    }
+    _check_inputs(suite, here, dataset)
+    engine = engine or Engine()
     chosen = choose_samples(dataset, suite.samples if samples is None else samples, seed=seed)
-    experiment = Experiment(suite=suite, dataset=dataset, samples=chosen, seed=seed)
-    manifest = _manifest(experiment, models)
-    run = begin_run(out, manifest)
+    experiment = Experiment(
+        suite=suite, dataset=dataset, samples=chosen, seed=seed, keep_examples=keep_examples
+    )
+    manifest = _manifest(experiment, here)
+    begun = (out / MANIFEST).exists()
+    circumstances = {} if begun else {"environment": environment(), "command": command}
+    run = begin_run(out, manifest, circumstances)
     cells = list(plan(suite, tuple(models), len(chosen)))
-    finished = {cell: table for cell in cells if (table := read_cell(out, cell, run=run)) is not None}
-    with run_progress(len(cells), finished=len(finished), show=show_progress) as progress:
+    found = {cell: table for cell in cells if (table := read_cell(out, cell, run=run)) is not None}
+    with run_progress(len(cells), finished=len(found), show=show_progress) as progress:
+        keeper = _Keeper(out, run, manifest["versions"], found, progress)
+        sources = {} if engine.in_process else _sources(models)
+        # The others repeat the decisions of the clean cells.
+        for part in (
+            [cell for cell in cells if cell.attack == CLEAN],
+            [cell for cell in cells if cell.attack != CLEAN],
+        ):
+            for cell, result in compute(
+                lambda part=part: keeper.tasks(part, experiment),  # type: ignore[misc]
+                here,
+                sources,
+                engine,
+            ):
+                keeper.keep(cell, result)
+    return load_results(out, partial=True)
+
+
+@final
+class _Keeper:
+    """Knows what is finished, and makes files of what comes in."""
+
+    def __init__(
+        self,
+        out: Path,
+        run: str,
+        versions: Mapping[str, str],
+        finished: dict[Cell, pa.Table],
+        progress: RunProgress,
+    ) -> None:
+        self._out, self._run, self._versions, self._progress = out, run, versions, progress
+        self._finished = finished
+        self._failed: set[Cell] = set()
+
+    def tasks(self, cells: Sequence[Cell], experiment: Experiment) -> Iterator[Task]:
+        """Give what is still to be computed; an attack whose clean cell failed has to wait for that."""
         for cell in cells:
-            if cell in finished:
+            if cell in self._finished or cell in self._failed:
                 continue
-            progress.begin(cell)
-            try:
-                columns = execute(
-                    cell, experiment, models[cell.model], clean_predictions=_clean_predictions(cell, finished)
-                )
-            except Exception as error:
-                error.add_note(f"in cell {cell.key}; the finished cells are kept in {out}")
-                raise
-            finished[cell] = write_cell(out, cell, run=run, columns=columns, versions=manifest["versions"])
-            progress.end(cell, finished[cell])
-    return load_results(out)
+            clean = Cell(model=cell.model, attack=CLEAN, epsilon=None, batch=cell.batch)
+            if cell != clean and clean not in self._finished:
+                continue
+            predictions = None if cell == clean else _predictions(self._finished[clean])
+            self._progress.begin(cell)
+            yield experiment.task(cell, clean_predictions=predictions)
+
+    def keep(self, cell: Cell, result: Outcome | Failure) -> None:
+        """Write a result down; the cell's own file is the last, so that where it is the others are too."""
+        if isinstance(result, Failure):
+            self._failed.add(cell)
+            record_failure(self._out, result)
+            self._progress.fail(cell, result.error)
+            return
+        if result.gallery is not None:
+            write_arrays(self._out, GALLERY, cell, result.gallery)
+        if result.examples is not None:
+            kept = {"sample": np.asarray(result.columns["sample"]), "adversarial": result.examples}
+            write_arrays(self._out, EXAMPLES, cell, kept)
+        self._finished[cell] = write_cell(
+            self._out, cell, run=self._run, columns=result.columns, versions=self._versions
+        )
+        record_success(self._out, cell)
+        self._progress.end(cell, self._finished[cell])
 
 
-def _clean_predictions(cell: Cell, finished: Mapping[Cell, pa.Table]) -> Int[np.ndarray, " batch"] | None:
-    if cell.attack == CLEAN:
-        return None
-    clean = Cell(model=cell.model, attack=CLEAN, epsilon=None, batch=cell.batch)
-    predictions: Int[np.ndarray, " batch"] = finished[clean]["prediction"].to_numpy()
+def _predictions(clean: pa.Table) -> Int[np.ndarray, " batch"]:
+    predictions: Int[np.ndarray, " batch"] = clean["prediction"].to_numpy()
     return predictions
+
+
+def _sources(models: Mapping[str, Classifier | ModelReference]) -> dict[str, Source]:
+    return {
+        name: model if isinstance(model, ModelReference) else PickledModel.of(model)
+        for name, model in models.items()
+    }
 
 
 def _check_inputs(suite: Suite, models: Mapping[str, Classifier], dataset: ImageDataset) -> None:
@@ -98,7 +172,12 @@ def _check_inputs(suite: Suite, models: Mapping[str, Classifier], dataset: Image
                 f"classes, but it takes {model.input_shape} and {model.num_classes}"
             )
     for attack in suite.attacks:
-        build_attack(attack)
+        check_attack(attack, channels=dataset.input_shape[0])
+        if attack.against not in (None, BARE, ENCODER, *models):
+            raise ValueError(
+                f"Expected the model {attack.against!r}, whose examples {attack.key!r} transfers, but got "
+                f"{', '.join(map(repr, models))}"
+            )
 
 
 def _manifest(experiment: Experiment, models: Mapping[str, Classifier]) -> dict[str, Any]:
@@ -112,8 +191,9 @@ def _manifest(experiment: Experiment, models: Mapping[str, Classifier]) -> dict[
         },
         "samples": experiment.samples.tolist(),
         "seed": experiment.seed,
+        "keep_examples": experiment.keep_examples,
         "models": {name: _described_model(model) for name, model in models.items()},
-        "versions": {name: version(name) for name in ("genrobust", "torch", "foolbox")},
+        "versions": compared_versions(experiment.suite),
     }
 
 
@@ -121,7 +201,7 @@ def _described_model(model: Classifier) -> dict[str, Any]:
     """Say what decides a model's results: its class, weights, settings and device."""
     settings = {
         name: _described(getattr(model, name))
-        for name in ("config", "budget", "gradient")
+        for name in ("config", "budget", "gradient", "detectors")
         if hasattr(model, name)
     }
     return {

@@ -1,6 +1,6 @@
 """Re-scoring: an adversarial example counts only if the model, with fresh randomness, agrees."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -22,24 +22,27 @@ class Verdicts:
     """What re-scoring found, per image.
 
     Attributes:
+        images: The judged images, their perturbations lengthened where that was asked for.
         claimed: Whether the toolkit says that it succeeded; everywhere, if it says nothing.
         prediction: Decision on the example; -1 where it is no image.
         rejected: Whether the model refuses to decide.
         valid: Whether the example is finite and in [0, 1].
         success: Whether it is valid, within the ball (where the attack has one), labelled wrongly and not
             rejected.
-        distance_l2: L2 norm of the perturbation; infinite where the example is not finite.
-        distance_linf: Its Linf norm.
+        unstable: Whether a second draw of the judge's noise gives another verdict: a decision near the
+            boundary of a model that decides at random.
+        distances: Norms of the perturbation, by name; infinite where the example is not finite.
         overshoot: Factor by which the toolkit's perturbation was lengthened.
     """
 
+    images: Float[Tensor, "batch channels height width"]
     claimed: Bool[np.ndarray, " batch"]
     prediction: Int[np.ndarray, " batch"]
     rejected: Bool[np.ndarray, " batch"]
     valid: Bool[np.ndarray, " batch"]
     success: Bool[np.ndarray, " batch"]
-    distance_l2: Float[np.ndarray, " batch"]
-    distance_linf: Float[np.ndarray, " batch"]
+    unstable: Bool[np.ndarray, " batch"]
+    distances: Mapping[Norm, Float[np.ndarray, " batch"]]
     overshoot: Float[np.ndarray, " batch"]
 
 
@@ -56,7 +59,7 @@ def rescore(
     """Judge what an attack returned.
 
     Args:
-        judge: The variant that judges; see `adapters.verification.fresh_variant`.
+        judge: The variant that judges; see `adapters.verification.fresh_variant`. Its first draw decides.
         images: The attacked images.
         labels: Their classes.
         crafted: What the attack made of them.
@@ -83,16 +86,21 @@ def rescore(
         prediction[remaining], rejected[remaining] = decision.labels, decision.rejected
         remaining &= ((prediction == labels) | rejected) & claimed
     success = valid & (prediction != labels) & ~rejected
-    distances = {norm: distance(judged - images, norm) for norm in get_args(Norm)}
+    unstable = torch.zeros_like(valid)
+    if judge.randomized and valid.any():
+        again = judge.predict(judged[valid])
+        unstable[valid] = success[valid] != ((again.labels != labels[valid]) & ~again.rejected)
+    distances = {name: distance(judged - images, name) for name in get_args(Norm)}
     if epsilon is not None:
         success &= distances[norm] <= reach(epsilon)
     return Verdicts(
+        images=judged,
         claimed=claimed.cpu().numpy(),
         prediction=prediction.cpu().numpy(),
         rejected=rejected.cpu().numpy(),
         valid=valid.cpu().numpy(),
         success=success.cpu().numpy(),
-        distance_l2=distances["l2"].cpu().numpy(),
-        distance_linf=distances["linf"].cpu().numpy(),
+        unstable=unstable.cpu().numpy(),
+        distances={name: values.cpu().numpy() for name, values in distances.items()},
         overshoot=overshoot.numpy(),
     )

@@ -3,14 +3,24 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+from ..adapters.verification import Norm
+from ..zoo.serialization import config_from_dict
+
 __all__ = [
+    "ALL",
+    "BARE",
     "CLEAN",
+    "ENCODER",
+    "OWN",
     "Attack",
+    "Expected",
     "Kind",
     "Norm",
+    "Quantity",
+    "Scale",
     "Suite",
     "SuiteModel",
     "ThreatModel",
@@ -18,11 +28,16 @@ __all__ = [
     "suite_from_dict",
 ]
 
-Norm: TypeAlias = Literal["linf", "l2"]
 Kind: TypeAlias = Literal["fixed epsilon", "minimal norm"]
+Quantity: TypeAlias = Literal["accuracy", "error", "rejection", "median_distance"]
+Scale: TypeAlias = Literal["small", "paper"]
 Parameter: TypeAlias = bool | int | float | str
 
+ALL = "all"  # in place of an attack's key: the union of the attacks of a norm
+BARE = "bare"  # in place of a model's name: the classifier behind a purifier or a rejection
+ENCODER = "encoder"  # likewise: the encoder of a GMVAE alone, which its paper attacks
 CLEAN = "clean"  # the pseudo-attack whose cells hold the decisions on unperturbed images
+OWN = "genrobust"  # the toolkit of this package's own attacks
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -61,14 +76,19 @@ class Attack:
         title: Names it for readers.
         norm: Of the perturbation; the suite's threat model of this norm gives the epsilons.
         kind: `"fixed epsilon"` (searches within a ball) or `"minimal norm"` (looks for the nearest example).
-        name: Class in `foolbox.attacks`.
-        parameters: Keyword arguments of that class.
-        toolkit: Which toolkit the class belongs to.
+        name: As the toolkit calls it; see `genrobust attacks`.
+        parameters: In place of the toolkit's own defaults (Foolbox), or of the catalogue's (the others).
+        toolkit: Name of an adapter, or `"genrobust"`.
+        against: Another model of the suite, whose examples are transferred to this one; or `"bare"`, the
+            classifier behind a purifier or a rejection; or `"encoder"`, a GMVAE's. None attacks the model
+            itself.
+        for_models: Models that it is run on; all if empty.
         restarts: How often the attack runs; the best example is kept.
         eot: Draws of the noise per query, on models that decide at random.
         every_epsilon: Run at every epsilon of the curve, not only at the table's (fixed-epsilon attacks).
         start_from_images: Start from test images that the model labels otherwise (E-ABS section 4.2), for
             attacks that take `starting_points`; the toolkit's own starting points fail on robust models.
+        targeted: Go for one other class an image, drawn at random. Success is still any wrong label.
     """
 
     key: str
@@ -77,19 +97,23 @@ class Attack:
     kind: Kind
     name: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    toolkit: Literal["foolbox"] = "foolbox"
+    toolkit: str = "foolbox"
+    against: str | None = None
+    for_models: tuple[str, ...] = ()
     restarts: int = 1
     eot: int = 1
     every_epsilon: bool = False
     start_from_images: bool = False
+    targeted: bool = False
 
     def __post_init__(self) -> None:
         _check_key("key", self.key)
         check_choice("norm", self.norm, get_args(Norm))
         check_choice("kind", self.kind, get_args(Kind))
-        check_choice("toolkit", self.toolkit, ("foolbox",))
-        if self.key == CLEAN:
-            raise ValueError(f"Expected another `key` than {CLEAN!r}, which names the unperturbed images")
+        if self.key in (CLEAN, ALL):
+            raise ValueError(
+                f"Expected another `key` than {self.key!r}, which names the unperturbed images or the union"
+            )
         if self.restarts < 1 or self.eot < 1:
             raise ValueError(
                 f"Expected `restarts` and `eot` of at least 1, but got {self.restarts} and {self.eot}"
@@ -110,17 +134,74 @@ class SuiteModel:
     """A model of a suite.
 
     Attributes:
-        name: Its name in the zoo.
+        name: Its name in the suite.
         title: Its name for readers.
         randomized: Whether it decides at random: the attacks' EOT draws apply to these models only.
+        zoo: Its name in the zoo, if that is another.
+        file: Its weights, if it has no recipe: a path below the folder of trained models.
+        make: The command that makes that file.
+        detectors: Names of the calibrated detectors by which it refuses; see `zoo.load_detectors`.
+        gradient: Its surrogate gradient, in place of the default.
+        inference: Its budget, in place of the default, as arguments of `with_inference`.
     """
 
     name: str
     title: str
     randomized: bool = False
+    zoo: str | None = None
+    file: str | None = None
+    make: str | None = None
+    detectors: tuple[str, ...] = ()
+    gradient: str | None = None
+    inference: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _check_key("name", self.name)
+        if self.zoo is not None:
+            _check_key("zoo", self.zoo)
+        if (self.file is None) != (self.make is None):
+            raise ValueError(f"Expected `make`, the command that makes `file`, with it, but got {self}")
+
+    @property
+    def weights(self) -> str:
+        """Its name in the zoo."""
+        return self.zoo or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A number of the paper, to stand beside ours.
+
+    Attributes:
+        model: Name of the model.
+        attack: Key of the attack; `"clean"`; or `"all"`, the union of a norm.
+        value: A share, or a distance where `quantity` is `"median_distance"`.
+        epsilon: Of the number; None is the threat model's, or none at all.
+        norm: Of a union.
+        quantity: What is counted: images labelled rightly whatever the attack did, images labelled wrongly
+            and not rejected, images rejected; or the median length of the perturbation.
+        images: How many the paper measured on; None if it does not say.
+    """
+
+    model: str
+    attack: str
+    value: float
+    epsilon: float | None = None
+    norm: Norm | None = None
+    quantity: Quantity = "accuracy"
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("quantity", self.quantity, get_args(Quantity))
+        if self.norm is not None:
+            check_choice("norm", self.norm, get_args(Norm))
+        if (self.attack == ALL) != (self.norm is not None):
+            raise ValueError(f"Expected a `norm` with the attack {ALL!r} and with no other, but got {self}")
+        largest = float("inf") if self.quantity == "median_distance" else 1.0
+        if not 0 <= self.value <= largest:
+            raise ValueError(f"Expected `value` in 0..{largest:g}, but got {self.value}")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"Expected `images` of at least 1, but got {self.images}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +222,11 @@ class Suite:
             otherwise a model that decides at random, or with another budget, looks more robust than it is.
         starting_images: Test images from which `start_from_images` chooses.
         baseline: Model that the others are compared with in the printed table.
+        title: For readers.
+        paper: Where the numbers are from, such as "Ju & Wagner 2020, Table 1".
+        scale: As published, or reduced to what two cores finish in half an hour.
+        reduced: Sentences that say what was reduced.
+        expected: The paper's numbers.
     """
 
     name: str
@@ -154,9 +240,15 @@ class Suite:
     overshoots: tuple[float, ...] = (1.0,)
     starting_images: int = 100
     baseline: str | None = None
+    title: str = ""
+    paper: str = ""
+    scale: Scale = "small"
+    reduced: tuple[str, ...] = ()
+    expected: tuple[Expected, ...] = ()
 
     def __post_init__(self) -> None:
         _check_key("name", self.name)
+        check_choice("scale", self.scale, get_args(Scale))
         if min(self.samples, self.batch_size, self.starting_images) < 1:
             raise ValueError(
                 "Expected `samples`, `batch_size` and `starting_images` of at least 1, "
@@ -173,6 +265,19 @@ class Suite:
         _check_unique("threat model", self.norms)
         for attack in self.attacks:
             self.threat_model(attack.norm)
+            self._check_names(attack)
+        for number in self.expected:
+            check_choice("model of `expected`", number.model, [model.name for model in self.models])
+            if number.attack != ALL:
+                known = [CLEAN, *(attack.key for attack in self.attacks)]
+                check_choice("attack of `expected`", number.attack, known)
+
+    def _check_names(self, attack: Attack) -> None:
+        names = [model.name for model in self.models]
+        if attack.against is not None:
+            check_choice(f"against of {attack.key}", attack.against, [*names, BARE, ENCODER])
+        for name in attack.for_models:
+            check_choice(f"for_models of {attack.key}", name, names)
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -199,6 +304,27 @@ class Suite:
         check_choice("key", key, [attack.key for attack in self.attacks])
         return next(attack for attack in self.attacks if attack.key == key)
 
+    def attacks_of(self, model: str) -> tuple[Attack, ...]:
+        """Give the attacks that a model is run under."""
+        return tuple(a for a in self.attacks if not a.for_models or model in a.for_models)
+
+    def restricted(self, models: Sequence[str]) -> "Suite":
+        """Give the part that some of the models can run: without what is transferred from the others."""
+        attacks = tuple(
+            replace(attack, for_models=tuple(name for name in attack.for_models if name in models))
+            for attack in self.attacks
+            if attack.against in (None, BARE, ENCODER, *models)
+            and (not attack.for_models or set(attack.for_models) & set(models))
+        )
+        keys = (CLEAN, ALL, *(attack.key for attack in attacks))
+        return replace(
+            self,
+            models=tuple(model for model in self.models if model.name in models),
+            attacks=attacks,
+            baseline=self.baseline if self.baseline in models else None,
+            expected=tuple(e for e in self.expected if e.model in models and e.attack in keys),
+        )
+
     def model(self, name: str) -> SuiteModel:
         """Give the entry of a model; one that the suite does not know gets an entry of its own."""
         own = SuiteModel(name=name, title=name)
@@ -213,16 +339,12 @@ class Suite:
 
 
 def suite_from_dict(content: Mapping[str, Any]) -> Suite:
-    """Make a suite from what `dataclasses.asdict` gave, after any round trip through JSON."""
-    known: dict[str, Any] = dict(content)
-    known["models"] = tuple(SuiteModel(**entry) for entry in content["models"])
-    known["attacks"] = tuple(Attack(**entry) for entry in content["attacks"])
-    known["threat_models"] = tuple(
-        ThreatModel(**{**entry, "curve_epsilons": tuple(entry["curve_epsilons"])})
-        for entry in content["threat_models"]
-    )
-    known["overshoots"] = tuple(content["overshoots"])
-    return Suite(**known)
+    """Make a suite from what `dataclasses.asdict` gave, after any round trip through JSON.
+
+    Raises:
+        ValueError: If a field is unknown, or its value makes no sense.
+    """
+    return config_from_dict(Suite, content)
 
 
 def check_choice(what: str, value: str, choices: Sequence[str]) -> None:

@@ -130,10 +130,13 @@ def _trained(name: str, part: ImageDataset, folder: Path, options: argparse.Name
 
 
 def _lenet(dataset: str) -> CNN:
-    info, lenet = dataset_info(dataset), architecture("lenet-mnist")
-    if info.input_shape != lenet.input_shape:
-        raise ValueError(f"Expected a `dataset` of images {lenet.input_shape}, but got {info.input_shape}")
-    return CNN(CNNConfig(num_classes=info.num_classes, architecture=lenet))
+    """Build the paper's CNN: LeNet for 28 x 28 pixels, VGG-16 for 32 x 32 in colour."""
+    info = dataset_info(dataset)
+    names = {architecture(name).input_shape: name for name in ("lenet-mnist", "vgg16-cifar")}
+    if info.input_shape not in names:
+        raise ValueError(f"Expected a `dataset` of images out of {list(names)}, but got {info.input_shape}")
+    arch = architecture(names[info.input_shape])
+    return CNN(CNNConfig(num_classes=info.num_classes, architecture=arch))
 
 
 def _attacks(surrogate: Classifier, x: Tensor, y: Tensor, cw_steps: int) -> Mapping[str, tuple[Attack, bool]]:

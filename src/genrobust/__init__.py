@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .adapters._torchattacks import as_torchattacks as as_torchattacks
     from .adapters._torchattacks import wrap_for_torchattacks as wrap_for_torchattacks
     from .adapters.verification import Verification, attack_every_class, verify
+    from .benchmarks.evaluation import Evaluation as Evaluation
+    from .benchmarks.evaluation import evaluate as evaluate
     from .data import load_dataset
     from .zoo import list_models, load_model
 
@@ -103,10 +105,12 @@ __all__ = [
 
 _LAZY = {
     "AutoAttackBudget": ".adapters._robustbench",
+    "Evaluation": ".benchmarks.evaluation",
     "Verification": ".adapters.verification",
     "WrongAndAccepted": ".adapters._foolbox",
     "as_torchattacks": ".adapters._torchattacks",
     "attack_every_class": ".adapters.verification",
+    "evaluate": ".benchmarks.evaluation",
     "import_advertorch": ".adapters._advertorch",
     "list_models": ".zoo",
     "load_dataset": ".data",

@@ -1,6 +1,8 @@
-"""The commands: list models and attacks, train a model, run a benchmark suite."""
+"""The commands: list models and attacks, train a model, run a suite, ask about its results."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +17,13 @@ except ImportError as error:
     ) from error
 
 from .allocation import keep_freed_memory
+from .report_commands import compare, report
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(help="Generative classifiers for adversarial robustness.", no_args_is_help=True)
-bench = typer.Typer(help="Run a suite of attacks on shipped models.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
+app.command()(report)
+app.command()(compare)
 console = Console()
 
 
@@ -148,59 +151,97 @@ def show(
     console.print(f"the picture is in {path}")
 
 
-@bench.command()
-def quick(
+@app.command()
+def bench(
+    suite: Annotated[
+        str | None, typer.Argument(help="A shipped suite, or the path of a TOML file; without it, the list.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="small, or paper: as published.")] = "small",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Test images.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Test images, in place of the suite's.")] = None,
     seed: Annotated[int, typer.Option(help="Of samples, attacks and noise.")] = 0,
-    models: Annotated[str | None, typer.Option(help="Shipped models, separated by commas.")] = None,
+    models: Annotated[str | None, typer.Option(help="Only these, separated by commas.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="In place of the suite's, such as digits.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of <dataset>.npz.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Of trained models; by default checkpoints.")] = None,
+    skip_missing: Annotated[bool, typer.Option(help="Leave out models without weights.")] = False,
+    device: Annotated[str, typer.Option(help="Such as cpu, cuda or cuda:1.")] = "cpu",
+    jobs: Annotated[int | None, typer.Option(help="Cells at once.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch in every process.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or dask or ray for a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the cluster's scheduler.")] = None,
+    keep_examples: Annotated[bool, typer.Option(help="Keep every adversarial image.")] = False,
 ) -> None:
-    """Attack a CNN, ABS and E-ABS on embedded digits: table, per-sample results and curves in minutes."""
-    _run_suite("quick", out=out, samples=samples, seed=seed, models=models, data_root=None)
+    """Run a suite of attacks; killed, the same command goes on. Exit status 1: some cells failed."""
+    from typing import cast
 
-
-@bench.command()
-def mnist(
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Test images.")] = None,
-    seed: Annotated[int, typer.Option(help="Of samples, attacks and noise.")] = 0,
-    models: Annotated[str | None, typer.Option(help="Shipped models, separated by commas.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of mnist.npz.")] = None,
-) -> None:
-    """Attack the same models on MNIST under L2 1.5, the bound of E-ABS Table 1 (tens of minutes on a CPU)."""
-    _run_suite("mnist", out=out, samples=samples, seed=seed, models=models, data_root=data_root)
-
-
-def _run_suite(
-    name: str,
-    *,
-    out: Path | None,
-    samples: int | None,
-    seed: int,
-    models: str | None,
-    data_root: Path | None,
-) -> None:
+    from .benchmarks.engines import Engine, EngineName
     from .benchmarks.report import render_table, write_report
-    from .benchmarks.runner import run_suite
-    from .benchmarks.shipped import find_suite
-    from .data import load_dataset
-    from .zoo import load_model
+    from .benchmarks.session import BenchOptions, run_bench, suites_table
+    from .benchmarks.suites import Scale
 
-    suite = find_suite(name)
-    names = [part.strip() for part in models.split(",")] if models else [model.name for model in suite.models]
-    count = suite.samples if samples is None else samples
-    folder = out or Path("runs") / f"{name}-{count}-samples-seed-{seed}"
-    results = run_suite(
-        suite,
-        models={name: load_model(name, dataset=suite.dataset) for name in names},
-        dataset=load_dataset(suite.dataset, "test", root=data_root),
-        samples=count,
+    if suite is None:
+        console.print(suites_table())
+        return
+    options = BenchOptions(
+        suite=suite,
+        scale=cast(Scale, scale),
+        out=out,
+        samples=samples,
         seed=seed,
-        out=folder,
+        models=models,
+        dataset=dataset,
+        data_root=data_root,
+        folder=folder,
+        skip_missing=skip_missing,
+        device=device,
+        engine=Engine(name=cast(EngineName, engine), address=address, jobs=jobs, threads=threads),
+        keep_examples=keep_examples,
+        command=shlex.join(["genrobust", *sys.argv[1:]]),
     )
-    write_report(results)
-    console.print(render_table(results))
-    console.print(f"per-sample results, table and curves are in {folder}")
+    try:
+        found = run_bench(options)
+    except KeyboardInterrupt:
+        console.print("stopped; the finished cells are kept, and the same command goes on")
+        raise typer.Exit(130) from None
+    for sentence in found.suite.reduced:
+        console.print(f"[dim]{escape(sentence)}[/dim]")
+    if found.missing:
+        for failure in found.failures:
+            console.print(f"[red]failed[/red] {failure.cell}: {escape(failure.error)}", highlight=False)
+        console.print(
+            f"{found.missing} cells are missing in {found.folder}; the same command tries them again"
+        )
+        raise typer.Exit(1)
+    write_report(found)
+    console.print(render_table(found))
+    console.print(f"per-sample results, table and curves are in {found.folder}")
+
+
+@app.command()
+def results(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    query: Annotated[
+        str | None, typer.Option(help="SQL over the view `rows`; see its columns by describe rows.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the answer as CSV.")] = False,
+) -> None:
+    """Show what a run found, or answer an SQL query over its per-sample rows."""
+    from .benchmarks import session
+
+    if query is None and not (as_json or as_csv):
+        console.print(session.summary_table(run))
+        return
+    from .benchmarks.query import query_rows
+
+    answer = query_rows(run, query or "select * from rows")
+    if as_json:
+        typer.echo(session.as_json(answer))
+    elif as_csv:
+        typer.echo(session.as_csv(answer))
+    else:
+        console.print(session.as_table(answer))
 
 
 def main() -> None:

@@ -55,6 +55,7 @@ _FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+_FREQUENT_SIGNS = (1, 2, 4, 5, 9, 10, 12, 13, 25, 38)  # the ten with the most training images
 _DATASETS: Mapping[str, DatasetInfo] = {
     "cifar10": DatasetInfo((3, 32, 32), _CIFAR10, "CIFAR10"),
     "cifar2": DatasetInfo((3, 32, 32), _CIFAR10[:2], "CIFAR10"),
@@ -62,6 +63,7 @@ _DATASETS: Mapping[str, DatasetInfo] = {
     "digits": DatasetInfo((1, 28, 28), _DIGITS),
     "fashion_mnist": DatasetInfo((1, 28, 28), _FASHION, "FashionMNIST"),
     "gtsrb": DatasetInfo((3, 32, 32), tuple(f"{sign:02d}" for sign in range(43)), "GTSRB"),
+    "gtsrb10": DatasetInfo((3, 32, 32), tuple(f"{sign:02d}" for sign in _FREQUENT_SIGNS), "GTSRB"),
     "mnist": DatasetInfo((1, 28, 28), _DIGITS, "MNIST"),
     "svhn": DatasetInfo((3, 32, 32), _DIGITS, "SVHN"),
 }
@@ -237,7 +239,7 @@ def load_dataset(name: str, split: Split, *, root: str | os.PathLike[str] | None
     The npz file holds `x_train`, `y_train`, `x_test` and `y_test`, of which only the two of the split
     are read: uint8 images of shape (N, H, W) if grey or (N, H, W, 3) if in colour, and integer labels
     of shape (N,) or (N, 1). torchvision downloads into `root`. ``digits`` needs neither, and ``cifar2``
-    is the airplanes and automobiles of ``cifar10``.
+    is the airplanes and automobiles of ``cifar10``, ``gtsrb10`` the ten most frequent signs of ``gtsrb``.
 
     Args:
         name: One of `dataset_names()`.
@@ -256,6 +258,11 @@ def load_dataset(name: str, split: Split, *, root: str | os.PathLike[str] | None
         cifar10 = load_dataset("cifar10", split, root=root)
         kept = cifar10.labels < info.num_classes
         return ImageDataset(name, split, cifar10.images[kept], cifar10.labels[kept], info.class_names)
+    if name == "gtsrb10":
+        gtsrb = load_dataset("gtsrb", split, root=root)
+        kept = torch.isin(gtsrb.labels, torch.tensor(_FREQUENT_SIGNS))
+        places = torch.searchsorted(torch.tensor(_FREQUENT_SIGNS), gtsrb.labels[kept])
+        return ImageDataset(name, split, gtsrb.images[kept], places, info.class_names)
     if name == "digits":
         images, labels = _read_digits(split)
     else:

@@ -110,8 +110,13 @@ def make_results() -> Callable[..., Results]:
                 "claimed": [True] * len(rows),
                 "valid": [bool(np.isfinite(row[5])) for row in rows],
                 "success": [row[4] for row in rows],
+                "unstable": [False] * len(rows),
+                "zero_gradient": [False] * len(rows),
                 "distance_linf": [row[5] for row in rows],
                 "distance_l2": [row[5] for row in rows],
+                "queries": [1] * len(rows),
+                "gradients": [0] * len(rows),
+                "seconds": [0.5] * len(rows),
             }
         )
         manifest = {"samples": samples, "seed": 0, "versions": {}}

@@ -76,7 +76,7 @@ def test_one_model_needs_no_comparison(results: Results) -> None:
 
 
 def test_the_report_is_written(results: Results) -> None:
-    table, figure = write_report(results)
+    table, page, figure = write_report(results)
     content = json.loads(table.read_text())
     rows = {(row["row"], row["model"]): row for row in content["rows"]}
     assert rows["fgsm", "eabs"]["accuracy"] == 0.75
@@ -84,10 +84,11 @@ def test_the_report_is_written(results: Results) -> None:
     assert rows["clean", "cnn"]["low"] == pytest.approx(0.806, abs=1e-3)
     assert {entry["row"] for entry in content["mcnemar"]} == {"clean", "fgsm", "pgd-linf", "all-linf", "ddn"}
     assert {curve["norm"] for curve in content["curves"]} == {"linf", "l2"}
+    assert page.read_text().count("<svg") >= 2
     image = imread(figure)
     assert image.shape[0] > 400
     assert image[..., :3].std() > 0.05
-    assert {path.name for path in results.folder.iterdir()} == {"table.json", "curves.png"}
+    assert {path.name for path in results.folder.iterdir()} == {"table.json", "curves.png", "report.html"}
 
 
 def test_the_figure_has_a_panel_per_norm_and_a_line_per_model(results: Results) -> None:

@@ -21,7 +21,8 @@ from genrobust.benchmarks.execution import choose_samples
 from genrobust.benchmarks.progress import run_progress
 from genrobust.benchmarks.results import Results, load_results
 from genrobust.benchmarks.runner import run_suite
-from genrobust.benchmarks.suites import Suite
+from genrobust.benchmarks.suites import Attack, Suite
+from genrobust.benchmarks.toolkits import craft
 from genrobust.data import ImageDataset
 
 SAMPLES = 7
@@ -123,7 +124,7 @@ def test_a_finished_run_is_not_computed_again(
         raise AssertionError
 
     before = files(reference.folder)
-    monkeypatch.setattr("genrobust.benchmarks.runner.execute", fail)
+    monkeypatch.setattr("genrobust.benchmarks.engines.execute", fail)
     again = run(small_suite, digits, reference.folder, cnn)
     assert again.rows.equals(reference.rows)
     assert files(reference.folder) == before
@@ -250,17 +251,59 @@ def test_datasets_and_models_must_fit(
         run(small_suite, tall, tmp_path, cnn)
 
 
-def test_a_failing_cell_is_named_and_the_others_are_kept(
+def test_a_failing_cell_is_written_down_and_tried_again(
+    reference: Results,
+    small_suite: Suite,
+    digits: ImageDataset,
+    tmp_path: Path,
+    cnn: CNN,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(attack: Attack, *arguments: Any, **settings: Any) -> Any:
+        if attack.key == "fgsm" and settings["epsilon"] == 0.1:
+            raise RuntimeError("no more memory")
+        return craft(attack, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genrobust.benchmarks.execution.craft", fail)
+        partial = run(small_suite, digits, tmp_path, cnn)
+    assert partial.missing == len(partial.failures) == 3
+    assert {failure.cell for failure in partial.failures} == {f"cnn/fgsm@0.1/000{i}" for i in range(3)}
+    assert partial.failures[0].error == "RuntimeError: no more memory"
+    assert "in fail" in partial.failures[0].traceback
+    assert len(partial.rows) == len(reference.rows) - SAMPLES
+    with pytest.raises(ValueError, match=r"3 failed \(RuntimeError: no more memory\)"):
+        load_results(tmp_path)
+    again = run(small_suite, digits, tmp_path, cnn)
+    assert (again.failures, again.missing) == ((), 0)
+    assert not list((tmp_path / "failures").rglob("*.json"))
+    assert comparable(again).equals(comparable(reference))
+
+
+def test_attacks_wait_for_a_clean_cell_that_failed(
     small_suite: Suite, digits: ImageDataset, tmp_path: Path, cnn: CNN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: Any, **settings: Any) -> None:
+    def fail(*arguments: Any, **settings: Any) -> Any:
         raise RuntimeError("no more memory")
 
-    monkeypatch.setattr("genrobust.benchmarks.execution.craft", fail)
-    with pytest.raises(RuntimeError, match="no more memory") as caught:
-        run(small_suite, digits, tmp_path, cnn)
-    assert caught.value.__notes__[0].startswith("in cell cnn/fgsm@0.05/0000; the finished cells are kept")
-    assert len(files(tmp_path)) == 3  # the clean ones
+    monkeypatch.setattr("genrobust.benchmarks.execution.rescore", fail)
+    partial = run(small_suite, digits, tmp_path, cnn)
+    assert [failure.cell for failure in partial.failures] == [f"cnn/clean/000{i}" for i in range(3)]
+    assert len(partial.rows) == 0
+    assert partial.rows.schema.equals(SCHEMA)
+
+
+def test_rows_say_what_the_attack_cost(reference: Results) -> None:
+    by_attack = {row["attack"]: row for row in reference.rows.to_pylist()}
+    assert (by_attack["clean"]["queries"], by_attack["clean"]["toolkit"]) == (0, None)
+    # Foolbox judges the clean images and its result beside the steps of the attack.
+    assert by_attack["fgsm"]["gradients"] == 1
+    assert by_attack["pgd-linf"]["gradients"] == 5
+    assert 5 <= by_attack["pgd-linf"]["queries"] <= 7
+    assert by_attack["boundary"]["gradients"] == 0
+    assert by_attack["boundary"]["queries"] > 20
+    assert {row["toolkit"] for row in by_attack.values()} == {None, "foolbox"}
+    assert not any(row["unstable"] or row["zero_gradient"] for row in by_attack.values())
 
 
 def test_samples_are_balanced_nested_and_seeded(digits: ImageDataset) -> None:

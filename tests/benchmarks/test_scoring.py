@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +24,14 @@ SAMPLES = np.arange(8)
 
 
 @pytest.fixture
-def plant(monkeypatch: pytest.MonkeyPatch, cnn: CNN, digits: ImageDataset) -> Callable[..., dict[str, Any]]:
+def plant(
+    monkeypatch: pytest.MonkeyPatch, cnn: CNN, digits: ImageDataset
+) -> Callable[..., Mapping[str, Any]]:
     """Plants an attack in Foolbox that returns what it is told, and runs one cell of it."""
 
     def run(
         make: Callable[[Tensor], Tensor], *, epsilon: float | None = None, **suite: Any
-    ) -> dict[str, Any]:
+    ) -> Mapping[str, Any]:
         fixed = epsilon is not None
         base = foolbox.attacks.base.FixedEpsilonAttack if fixed else foolbox.attacks.base.MinimizationAttack
 
@@ -47,7 +49,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, cnn: CNN, digits: ImageDataset) -> Ca
         )
         cell = Cell(model="cnn", attack="planted", epsilon=epsilon, batch=0)
         clean = cnn(digits.batch(slice(8))[0]).argmax(1).numpy()
-        return execute(cell, experiment, cnn, clean_predictions=clean)
+        return execute(experiment.task(cell, clean_predictions=clean), {"cnn": cnn}).columns
 
     return run
 
@@ -56,7 +58,7 @@ def decisions(cnn: CNN, x: Tensor) -> Any:
     return cnn(x).argmax(1).numpy()
 
 
-def test_nan_images_are_dropped(plant: Callable[..., dict[str, Any]]) -> None:
+def test_nan_images_are_dropped(plant: Callable[..., Mapping[str, Any]]) -> None:
     columns = plant(lambda x: torch.full_like(x, torch.nan))
     assert columns["claimed"].any()  # Foolbox believes them
     assert not columns["valid"].any()
@@ -66,7 +68,9 @@ def test_nan_images_are_dropped(plant: Callable[..., dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("value", [1.01, -0.01, 1.4])
-def test_images_outside_of_the_range_are_dropped(plant: Callable[..., dict[str, Any]], value: float) -> None:
+def test_images_outside_of_the_range_are_dropped(
+    plant: Callable[..., Mapping[str, Any]], value: float
+) -> None:
     def make(x: Tensor) -> Tensor:
         x[:4, 0, 0, 0] = value
         return x
@@ -77,12 +81,12 @@ def test_images_outside_of_the_range_are_dropped(plant: Callable[..., dict[str, 
     assert columns["prediction"][:4] == [None] * 4
 
 
-def test_images_a_rounding_error_outside_are_images(plant: Callable[..., dict[str, Any]]) -> None:
+def test_images_a_rounding_error_outside_are_images(plant: Callable[..., Mapping[str, Any]]) -> None:
     assert plant(lambda x: x + 5e-7)["valid"].all()
 
 
 def test_black_images_count_where_the_model_errs_on_black(
-    plant: Callable[..., dict[str, Any]], cnn: CNN, digits: ImageDataset
+    plant: Callable[..., Mapping[str, Any]], cnn: CNN, digits: ImageDataset
 ) -> None:
     x, y = digits.batch(slice(8))
     columns = plant(torch.zeros_like)
@@ -92,7 +96,7 @@ def test_black_images_count_where_the_model_errs_on_black(
 
 
 def test_unchanged_images_count_only_where_the_model_errs_anyway(
-    plant: Callable[..., dict[str, Any]], cnn: CNN, digits: ImageDataset
+    plant: Callable[..., Mapping[str, Any]], cnn: CNN, digits: ImageDataset
 ) -> None:
     x, y = digits.batch(slice(8))
     columns = plant(lambda x: x)
@@ -107,7 +111,7 @@ def test_images_outside_of_the_ball_do_not_count(cnn: CNN, digits: ImageDataset)
     crafted = Crafted(other, torch.ones(8, dtype=torch.bool))
     wrong = decisions(cnn, other) != y.numpy()
     far = rescore(cnn, x, y, crafted, norm="l2", epsilon=1.5)
-    assert (far.distance_l2 > 1.5).all()
+    assert (far.distances["l2"] > 1.5).all()
     assert far.valid.all()
     assert not far.success.any()
     everywhere = rescore(cnn, x, y, crafted, norm="l2", epsilon=30.0)
@@ -115,7 +119,7 @@ def test_images_outside_of_the_ball_do_not_count(cnn: CNN, digits: ImageDataset)
     assert np.array_equal(everywhere.success, wrong)
 
 
-def test_the_toolkit_keeps_fixed_epsilon_attacks_in_the_ball(plant: Callable[..., dict[str, Any]]) -> None:
+def test_the_toolkit_keeps_fixed_epsilon_attacks_in_the_ball(plant: Callable[..., Mapping[str, Any]]) -> None:
     columns = plant(lambda x: x.roll(1, 0), epsilon=1.5)
     assert (columns["distance_l2"] <= reach(1.5)).all()
     assert (columns["success"] <= columns["claimed"]).all()
@@ -149,7 +153,7 @@ def test_a_perturbation_is_lengthened_until_it_survives(
     )
     assert (verdicts.success == success).all()
     assert (verdicts.overshoot == overshoot).all()
-    assert np.allclose(verdicts.distance_l2, overshoot, rtol=1e-5)
+    assert np.allclose(verdicts.distances["l2"], overshoot, rtol=1e-5)
 
 
 def test_only_claims_of_minimal_norm_attacks_are_lengthened(digits: ImageDataset) -> None:

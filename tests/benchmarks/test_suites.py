@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from genrobust.benchmarks.cells import plan
-from genrobust.benchmarks.shipped import L2_EPSILON, LINF_EPSILON, QUICK, find_suite
-from genrobust.benchmarks.suites import Attack, Suite, SuiteModel, ThreatModel, suite_from_dict
+from genrobust.benchmarks.shipped import QUICK, find_suite
+from genrobust.benchmarks.suites import Attack, Expected, Suite, SuiteModel, ThreatModel, suite_from_dict
 from genrobust.benchmarks.toolkits import build_attack
 
 FGSM = QUICK.attack("fgsm")
@@ -28,12 +28,12 @@ def test_quick_holds_the_published_attacks_and_the_toolkit_knows_them() -> None:
         "BoundaryAttack",
     }
     assert [model.name for model in QUICK.models] == ["cnn", "abs", "eabs"]
-    assert QUICK.threat_model("linf").epsilon == LINF_EPSILON
-    assert QUICK.threat_model("l2").epsilon == L2_EPSILON
+    assert QUICK.threat_model("linf").epsilon == 0.1
+    assert QUICK.threat_model("l2").epsilon == 2.0
 
 
 def test_find_suite_names_the_nearest() -> None:
-    assert find_suite("quick") is QUICK
+    assert find_suite("quick") == QUICK
     with pytest.raises(ValueError, match="'quikc'; did you mean 'quick'"):
         find_suite("quikc")
 
@@ -41,9 +41,9 @@ def test_find_suite_names_the_nearest() -> None:
 def test_epsilons_of_an_attack() -> None:
     curve = QUICK.threat_model("linf").epsilons
     assert list(curve) == sorted(curve)
-    assert LINF_EPSILON in curve
+    assert 0.1 in curve
     assert QUICK.epsilons(FGSM) == curve
-    assert QUICK.epsilons(replace(FGSM, every_epsilon=False)) == (LINF_EPSILON,)
+    assert QUICK.epsilons(replace(FGSM, every_epsilon=False)) == (0.1,)
     assert QUICK.epsilons(QUICK.attack("ddn")) == (None,)
 
 
@@ -67,9 +67,9 @@ def test_a_model_that_the_suite_does_not_know_gets_an_entry() -> None:
     [
         ({"key": "a/b"}, "`key`"),
         ({"key": "clean"}, "unperturbed"),
-        ({"norm": "l1"}, "`norm`.*'l1'"),
+        ({"key": "all"}, "union"),
+        ({"norm": "l3"}, "`norm`.*'l3'"),
         ({"kind": "fixed epsilom"}, "did you mean 'fixed epsilon'"),
-        ({"toolkit": "art"}, "`toolkit`"),
         ({"restarts": 0}, "`restarts`"),
         ({"eot": 0}, "`eot`"),
         ({"kind": "minimal norm"}, "`every_epsilon`"),
@@ -112,3 +112,68 @@ def test_the_suite_knows_its_attacks() -> None:
         QUICK.attack("fgms")
     assert isinstance(QUICK, Suite)
     assert isinstance(FGSM, Attack)
+
+
+NUMBER = Expected(model="cnn", attack="fgsm", value=0.5, epsilon=0.1, images=1000)
+
+
+def test_numbers_of_the_paper_survive_a_round_trip_too() -> None:
+    union = Expected(model="abs", attack="all", norm="l2", value=0.7)
+    suite = replace(
+        QUICK, expected=(NUMBER, union), scale="paper", reduced=("Less.",), paper="A 2020, Table 1"
+    )
+    assert suite_from_dict(json.loads(json.dumps(asdict(suite)))) == suite
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": 1.2}, r"`value` in 0\.\.1"),
+        ({"value": -1.0, "quantity": "median_distance"}, r"`value` in 0\.\.inf"),
+        ({"quantity": "acuracy"}, "did you mean 'accuracy'"),
+        ({"norm": "l2"}, "`norm` with the attack 'all'"),
+        ({"attack": "all"}, "`norm` with the attack 'all'"),
+        ({"images": 0}, "`images`"),
+    ],
+    ids=str,
+)
+def test_a_number_of_the_paper_refuses(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(NUMBER, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expected": (replace(NUMBER, model="vit"),)}, "model of `?expected.*'vit'"),
+        ({"expected": (replace(NUMBER, attack="fgms"),)}, "did you mean 'fgsm'"),
+        ({"attacks": (replace(FGSM, against="cn"),)}, "against of fgsm.*did you mean 'cnn'"),
+        ({"attacks": (replace(FGSM, for_models=("asb",)),)}, "for_models of fgsm.*did you mean 'abs'"),
+        ({"scale": "large"}, "`scale`"),
+    ],
+    ids=["model", "attack", "against", "for_models", "scale"],
+)
+def test_a_suite_refuses_names_that_it_does_not_have(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(QUICK, **change)
+
+
+def test_attacks_may_be_for_some_models_only() -> None:
+    suite = replace(QUICK, attacks=(replace(FGSM, for_models=("abs",), every_epsilon=False),))
+    cells = list(plan(suite, ("cnn", "abs"), 20))
+    assert [(cell.model, cell.attack) for cell in cells] == [
+        ("cnn", "clean"),
+        ("abs", "clean"),
+        ("abs", "fgsm"),
+    ]
+
+
+def test_a_suite_without_a_model_is_without_what_is_transferred_from_it() -> None:
+    transfer = replace(FGSM, key="transfer", against="cnn")
+    suite = replace(QUICK, attacks=(FGSM, transfer), expected=(NUMBER, replace(NUMBER, model="abs")))
+    left = suite.restricted(["abs", "mine"])
+    assert [attack.key for attack in left.attacks] == ["fgsm"]
+    assert [model.name for model in left.models] == ["abs"]
+    assert [number.model for number in left.expected] == ["abs"]
+    assert left.baseline is None
+    assert suite.restricted(["cnn", "abs"]).attacks == suite.attacks

@@ -200,7 +200,9 @@ def _architecture(dataset: str) -> Architecture:
     shape = dataset_info(dataset).input_shape
     if shape == (1, 28, 28):
         return architecture("eabs-mnist")
-    return _of_shape(architecture("eabs-supertraffic" if dataset == "gtsrb" else "eabs-svhn"), shape)
+    return _of_shape(
+        architecture("eabs-supertraffic" if dataset in ("gtsrb", "gtsrb10") else "eabs-svhn"), shape
+    )
 
 
 def _of_shape(arch: Architecture, shape: tuple[int, int, int]) -> Architecture:

@@ -1,0 +1,98 @@
+"""The page of one or several runs: one HTML file that needs nothing else, least of all the network."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from .curves import HEIGHT, WIDTH, Panel, mark, panels, style
+from .document import Document
+from .galleries import Gallery, galleries
+
+__all__ = ["render_page"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What the template shows of a run.
+
+    Attributes:
+        document: What is said.
+        panels: The curves.
+        legend: Titles of the models, in the order of their line styles.
+        galleries: By model.
+        sections: Name and title of those that have something to show.
+    """
+
+    document: Document
+    panels: tuple[Panel, ...]
+    legend: tuple[str, ...]
+    galleries: dict[str, list[Gallery]]
+    sections: tuple[tuple[str, str], ...]
+
+
+def render_page(documents: Sequence[Document]) -> str:
+    """Give the page as text.
+
+    Args:
+        documents: Of the runs, in the order of the page.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not documents:
+        raise ValueError("Expected at least one run, but got none")
+    script = _source("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _template().render(
+        title=documents[0].title if len(documents) == 1 else f"{len(documents)} benchmark runs",
+        runs=[_run(document) for document in documents],
+        version=version("genrobust"),
+        style=Markup(_source("style.css")),  # our own files: everything else is escaped
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        size=(WIDTH, HEIGHT),
+        mark=mark,
+        style_of=style,
+        percentage=lambda share: f"{100 * share:.1f}%",
+    )
+
+
+def _run(document: Document) -> _Run:
+    results, summary = document.results, document.summary
+    drawn, shown = tuple(panels(results, summary)), galleries(results)
+    sections = {
+        "result": ("Result", True),
+        "paper": ("Beside the paper", bool(document.tables["paper"])),
+        "curves": ("Accuracy against perturbation", bool(drawn)),
+        "refusals": ("Models that refuse", bool(document.tables["refusals"])),
+        "attacks": ("Attack by attack", bool(document.tables["attacks"])),
+        "galleries": ("Examples", bool(shown)),
+        "health": ("Can it be believed?", True),
+        "again": ("Do it again", True),
+    }
+    return _Run(
+        document=document,
+        panels=drawn,
+        legend=tuple(results.suite.model(model).title for model in results.models),
+        galleries=shown,
+        sections=tuple((name, title) for name, (title, there) in sections.items() if there),
+    )
+
+
+def _source(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+    )
+    return environment.from_string(_source("page.html"))

@@ -1,0 +1,147 @@
+"""The report of a run as Markdown and as LaTeX."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from .document import Document
+from .tables import Cell, Table
+
+__all__ = ["render_latex", "render_markdown"]
+
+SECTIONS = ("leaderboard", "paper", "refusals", "attacks", "medians", "significance", "health")
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{INFINITY}": r"$\infty$",
+    "\N{GREEK SMALL LETTER EPSILON}": r"$\epsilon$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "``",
+    "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
+}
+
+
+def render_markdown(documents: Sequence[Document]) -> str:
+    """Give the report as Markdown, with tables as GitHub draws them."""
+    return "\n\n".join("\n\n".join(_markdown(document)) for document in documents) + "\n"
+
+
+def render_latex(documents: Sequence[Document]) -> str:
+    """Give the tables as LaTeX with booktabs, to be put into a document."""
+    parts = ["% Needs \\usepackage{booktabs} and a document in UTF-8."]
+    for document in documents:
+        parts += [f"% {_one_line(document.title)}: {_one_line(document.command)}", *_latex(document)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(document: Document) -> Iterator[str]:
+    yield f"# {_escaped(document.title)}"
+    yield "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in document.facts)
+    if document.unfinished:
+        yield f"**Unfinished.** {_escaped(document.unfinished)}"
+    if document.reduced:
+        yield "Reduced against the paper:\n\n" + "\n".join(f"- {_escaped(line)}" for line in document.reduced)
+    yield "\n".join(f"- {_escaped(line)}" for line in document.findings)
+    for name in SECTIONS:
+        for table in document.tables[name]:
+            yield f"## {_escaped(table.title)}"
+            yield _escaped(table.caption)
+            yield _markdown_table(table)
+    yield "## Can it be believed?"
+    yield "\n".join(
+        f"- {'**' if flag.raised else ''}{_escaped(flag.title)}{'**' if flag.raised else ''}. "
+        f"{_escaped(flag.meaning)}"
+        for flag in document.flags
+    )
+    yield "## Do it again"
+    yield _indented(document.command)
+    yield "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in document.environment)
+
+
+def _markdown_table(table: Table) -> str:
+    heads = [" ".join(filter(None, (column.title, column.detail))) for column in table.columns]
+    lines = [
+        " | ".join(map(_escaped, heads)),
+        " | ".join("---:" if column.numeric else "---" for column in table.columns),
+        *(" | ".join(map(_markdown_cell, row)) for row in table.rows),
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{_escaped(cell.text)}**" if cell.strong else _escaped(cell.text)
+    details = "; ".join(filter(None, (cell.detail, cell.note)))
+    return f"{text} ({_escaped(details)})" if details else text
+
+
+def _escaped(text: str) -> str:
+    """Escape what Markdown or HTML would read as more than text."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", _one_line(text))
+
+
+def _indented(text: str) -> str:
+    return f"    {_one_line(text)}"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[^\S\xa0]+", " ", text).strip()  # a space that must not break stays
+
+
+def _latex(document: Document) -> Iterator[str]:
+    facts = "; ".join(f"{name}: {value}" for name, value in document.facts)
+    notes = " ".join(filter(None, (facts + ".", *document.reduced, document.unfinished)))
+    for name in SECTIONS:
+        for table in document.tables[name]:
+            about = f"{document.title}: {table.title}. {table.caption}"
+            yield _latex_table(table, f"{about} {notes}" if name == "leaderboard" else about)
+
+
+def _latex_table(table: Table, caption: str) -> str:
+    columns = "".join("r" if column.numeric else "l" for column in table.columns)
+    heads = [_latex_cell(Cell(text=column.title, detail=column.detail)) for column in table.columns]
+    return "\n".join(
+        [
+            r"\begin{table}[tb]",
+            r"\centering\small",
+            rf"\caption{{{_latex_escaped(caption)}}}",
+            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+            r"\toprule",
+            f"{' & '.join(heads)} \\\\",
+            r"\midrule",
+            *(f"{' & '.join(map(_latex_cell, row))} \\\\" for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _latex_escaped(cell.text)
+    text = rf"\textbf{{{text}}}" if cell.strong else text
+    details = "; ".join(filter(None, (cell.detail, cell.note)))
+    return rf"{text} {{\scriptsize {_latex_escaped(details)}}}" if details else text
+
+
+def _latex_escaped(text: str) -> str:
+    # A bracket that opens a row or follows "\\" would be read as an optional argument.
+    escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
+    return escaped.replace("[", "{[}").replace("]", "{]}")

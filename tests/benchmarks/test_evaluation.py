@@ -1,0 +1,381 @@
+"""Own models, queries, galleries, and the commands around a run."""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import genrobust
+from genrobust import CNN, EABS, GMVAE, SelectiveClassifier, load_model
+from genrobust.benchmarks.cells import Cell
+from genrobust.benchmarks.environment import environment, git_revision
+from genrobust.benchmarks.evaluation import Evaluation, evaluate, for_dataset
+from genrobust.benchmarks.gallery import EXAMPLES, read_gallery
+from genrobust.benchmarks.query import query_rows
+from genrobust.benchmarks.results import Results
+from genrobust.benchmarks.runner import run_suite
+from genrobust.benchmarks.session import BenchOptions, as_csv, as_json, run_bench, summary_table
+from genrobust.benchmarks.suite_files import load_suite
+from genrobust.benchmarks.suites import Attack, Suite, SuiteModel, ThreatModel
+from genrobust.benchmarks.toolkits import craft, uses_gradients
+from genrobust.cli import app
+from genrobust.data import ImageDataset
+from genrobust.zoo import load_detectors
+
+SUITE = """
+title = "Mine"
+dataset = "digits"
+samples = 4
+batch_size = 2
+[[models]]
+name = "cnn"
+title = "CNN"
+[[models]]
+name = "mlp"
+title = "MLP"
+[[threat_models]]
+norm = "linf"
+epsilon = 0.3
+[[attacks]]
+key = "fgsm"
+title = "FGSM"
+norm = "linf"
+kind = "fixed epsilon"
+name = "LinfFastGradientAttack"
+"""
+
+
+@pytest.fixture(scope="session")
+def few(small_suite: Suite) -> Suite:
+    attack = replace(small_suite.attack("fgsm"), every_epsilon=False)
+    return replace(small_suite, attacks=(attack,), samples=5)
+
+
+@pytest.fixture(scope="session")
+def finished(few: Suite, digits: ImageDataset, cnn: CNN, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    out = tmp_path_factory.mktemp("run")
+    return run_suite(
+        few, models={"cnn": cnn}, dataset=digits, out=out, keep_examples=True, show_progress=False
+    )
+
+
+class Plain(nn.Module):
+    """Anybody's network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def test_anybodys_module_is_evaluated(few: Suite, tmp_path: Path, digits: ImageDataset) -> None:
+    torch.manual_seed(0)
+    module = Plain()
+    found = genrobust.evaluate(module, few, out=tmp_path, show_progress=False)
+    assert isinstance(found, Evaluation)
+    rows = found.rows.to_pylist()
+    assert {row["model"] for row in rows} == {"model"}
+    images, _ = digits.batch(torch.from_numpy(found.results.samples))
+    expected = module.eval()(images).argmax(1).tolist()
+    assert [row["clean_prediction"] for row in rows if row["attack"] == "clean"] == expected
+    assert {row["gradients"] for row in rows if row["attack"] == "fgsm"} == {1}
+    clean = found.summary().rows[0]
+    assert clean.accuracy("model").total == 5
+    assert found.query("select count(*) as n from rows")["n"].to_pylist() == [10]
+    assert all(path.is_file() for path in found.report())
+    text = Console(width=100, record=True, file=None)
+    with text.capture() as shown:
+        text.print(found.table())
+    assert "FGSM" in shown.get()
+
+
+def test_functions_and_models_of_the_zoo_are_evaluated_side_by_side(few: Suite) -> None:
+    weight = torch.randn(784, 10, generator=torch.Generator().manual_seed(0))
+    found = evaluate(
+        {"linear": lambda x: x.flatten(1) @ weight},
+        few,
+        compare_with=("cnn",),
+        samples=2,
+        show_progress=False,
+    )
+    assert found.results.models == ("linear", "cnn")
+    assert not found.results.missing
+
+
+def test_a_module_of_other_logits_is_named(few: Suite) -> None:
+    found = evaluate(lambda x: x.flatten(1), few, samples=2, show_progress=False)
+    assert found.results.missing
+    assert "logits of shape" in found.results.failures[0].error
+
+
+def test_a_vanished_gradient_is_flagged(few: Suite) -> None:
+    def quantised(x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, :10] * 4).round()
+
+    rows = evaluate(quantised, few, samples=3, show_progress=False).rows.to_pylist()
+    assert {row["zero_gradient"] for row in rows if row["attack"] == "fgsm"} == {True}
+    assert {row["zero_gradient"] for row in rows if row["attack"] == "clean"} == {False}
+
+
+def test_a_decision_at_random_is_flagged(few: Suite, digits: ImageDataset, tmp_path: Path) -> None:
+    class Coin(EABS):
+        def with_randomness(self, mode: Any, *, seed: int = 0, generator: Any = None) -> Any:
+            del mode, generator
+            return self._variant(generator=torch.Generator().manual_seed(seed))
+
+        def predict(self, x: Tensor) -> Any:
+            found = super().predict(x)
+            generator = self.__dict__.get("generator", torch.Generator())
+            return replace(found, labels=torch.randint(0, 2, (len(x),), generator=generator))
+
+    coin = Coin().with_inference(candidates=5, steps=0)
+    rows = run_suite(
+        replace(few, samples=16, attacks=()),
+        models={"eabs": coin},
+        dataset=digits,
+        out=tmp_path,
+        show_progress=False,
+    ).rows.to_pylist()
+    assert 0 < sum(row["unstable"] for row in rows) < 16
+
+
+def test_a_suite_on_other_images_is_without_the_papers_numbers() -> None:
+    table = load_suite("eabs-table1")
+    moved = for_dataset(table, "digits")
+    assert (moved.dataset, moved.expected) == ("digits", ())
+    assert "not on the paper's mnist" in moved.reduced[-1]
+    assert for_dataset(table, "mnist") is table
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        for_dataset(table, "digit")
+
+
+def test_the_gallery_shows_successes_first(finished: Results, digits: ImageDataset, cnn: CNN) -> None:
+    cell = Cell(model="cnn", attack="fgsm", epsilon=0.2, batch=0)
+    gallery = read_gallery(finished.folder, cell)
+    assert gallery is not None
+    rows = {row["sample"]: row for row in finished.rows.to_pylist() if row["attack"] == "fgsm"}
+    shown = gallery["sample"].tolist()
+    assert len(shown) == 3  # the first batch has no more
+    successes = [rows[sample]["success"] for sample in shown]
+    assert successes == sorted(successes, reverse=True)
+    assert gallery["prediction"].tolist() == [rows[sample]["prediction"] for sample in shown]
+    clean, labels = digits.batch(torch.from_numpy(gallery["sample"]))
+    assert np.array_equal(gallery["clean"], clean.numpy())
+    assert gallery["label"].tolist() == labels.tolist()
+    moved = np.abs(gallery["adversarial"] - gallery["clean"]).max((1, 2, 3))
+    assert np.allclose(moved, [rows[sample]["distance_linf"] for sample in shown])
+    assert gallery["class_names"].tolist() == list(digits.class_names)
+    assert "reconstructions" not in gallery
+    assert len(list((finished.folder / "gallery").rglob("*.npz"))) == 1
+
+
+def test_galleries_of_generative_models_have_reconstructions(
+    few: Suite, eabs_model: EABS, digits: ImageDataset, tmp_path: Path
+) -> None:
+    run_suite(few, models={"eabs": eabs_model}, dataset=digits, samples=2, out=tmp_path, show_progress=False)
+    gallery = read_gallery(tmp_path, Cell(model="eabs", attack="fgsm", epsilon=0.2, batch=0))
+    assert gallery is not None
+    assert gallery["reconstructions"].shape == (2, 10, 1, 28, 28)
+    assert not list(tmp_path.glob(EXAMPLES))
+
+
+def test_kept_examples_are_what_the_rows_judge(finished: Results, cnn: CNN) -> None:
+    paths = sorted((finished.folder / EXAMPLES).rglob("*.npz"))
+    assert len(paths) == 2
+    rows = {row["sample"]: row for row in finished.rows.to_pylist() if row["attack"] == "fgsm"}
+    for path in paths:
+        with np.load(path) as archive:
+            samples, images = archive["sample"], torch.from_numpy(archive["adversarial"])
+        decided = cnn(images).argmax(1).tolist()
+        assert decided == [rows[sample]["prediction"] for sample in samples.tolist()]
+
+
+def test_sql_answers_from_the_rows(finished: Results) -> None:
+    answer = query_rows(finished.folder, "select attack, count(*) as n from rows group by all order by all")
+    assert answer.to_pylist() == [{"attack": "clean", "n": 5}, {"attack": "fgsm", "n": 5}]
+    assert json.loads(as_json(answer))[0] == {"attack": "clean", "n": 5}
+    assert as_csv(answer).splitlines() == ["attack,n", "clean,5", "fgsm,5"]
+    with pytest.raises(ValueError, match="attak"):
+        query_rows(finished.folder, "select attak from rows")
+    with pytest.raises(ValueError, match="rows"):
+        query_rows(finished.folder, "select * from read_csv('/etc/passwd')")
+    with pytest.raises(ValueError, match="has an answer"):
+        query_rows(finished.folder, "create table t as select 1 as a")
+
+
+def test_results_shows_a_summary_and_answers(finished: Results) -> None:
+    environment = {"COLUMNS": "140"}
+    shown = CliRunner().invoke(app, ["results", str(finished.folder)], env=environment)
+    assert shown.exit_code == 0, shown.output
+    assert "fgsm" in shown.output
+    assert summary_table(finished.folder).row_count == 2
+    query = ["results", str(finished.folder), "--query", "select max(gradients) as g from rows"]
+    assert "1" in CliRunner().invoke(app, query, env=environment).output
+    assert json.loads(CliRunner().invoke(app, [*query, "--json"]).output) == [{"g": 1}]
+    assert CliRunner().invoke(app, [*query, "--csv"]).output == "g\n1\n"
+
+
+def test_a_run_says_where_it_comes_from(finished: Results) -> None:
+    said = finished.manifest["environment"]
+    assert said["packages"]["torch"] == environment()["packages"]["torch"]
+    assert said["git"] == git_revision()
+    assert finished.manifest["versions"].keys() >= {"genrobust", "torch", "foolbox"}
+
+
+def test_bench_runs_a_file_and_its_exit_status_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SUITE, encoding="utf-8")
+    command = ["bench", str(path), "--out", str(tmp_path / "run")]
+
+    def fail(attack: Attack, *arguments: Any, **settings: Any) -> Any:
+        if isinstance(arguments[0], CNN):
+            raise RuntimeError("no more memory")
+        return craft(attack, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genrobust.benchmarks.execution.craft", fail)
+        failed = CliRunner().invoke(app, command)
+    assert failed.exit_code == 1, failed.output
+    assert "cnn/fgsm@0.3/0000" in failed.output
+    assert "2 cells are missing" in failed.output
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert "FGSM" in again.output
+
+
+def test_bench_lists_the_suites() -> None:
+    shown = CliRunner().invoke(app, ["bench"], env={"COLUMNS": "160"})
+    assert shown.exit_code == 0, shown.output
+    assert "eabs-table1" in shown.output
+    assert "Zhang et al. 2020, Table 7" in shown.output
+
+
+def test_missing_weights_are_named_before_anything_runs(tmp_path: Path) -> None:
+    options = BenchOptions(suite="eabs-table1", folder=tmp_path, out=tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"adv-linf.*genrobust train adv-linf --dataset mnist.*--skip-missing"
+    ):
+        run_bench(options)
+    with pytest.raises(ValueError, match="`device`"):
+        run_bench(BenchOptions(suite="quick", out=tmp_path / "run", device="abacus"))
+    with pytest.raises(ValueError, match=r"surrogate: `python -m genrobust\.benchmarks\.transfer"):
+        run_bench(BenchOptions(suite="zhang-table2", folder=tmp_path, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_there_can_run_without_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = SUITE.replace('name = "mlp"', 'name = "adv-l2"').replace("samples = 4", "samples = 2")
+    path.write_text(text, encoding="utf-8")
+    found = run_bench(BenchOptions(suite=str(path), folder=tmp_path, out=tmp_path / "run", skip_missing=True))
+    assert found.models == ("cnn",)
+    assert [model.name for model in found.suite.models] == ["cnn"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "differentiates"),
+    [
+        (
+            Attack(key="a", title="a", norm="linf", kind="fixed epsilon", name="SquareAttack", toolkit="art"),
+            False,
+        ),
+        (
+            Attack(
+                key="a",
+                title="a",
+                norm="linf",
+                kind="fixed epsilon",
+                name="LinfPGDAttack",
+                toolkit="advertorch",
+                parameters={"nb_iter": 3},
+                restarts=2,
+            ),
+            True,
+        ),
+        (
+            Attack(
+                key="a", title="a", norm="l0", kind="minimal norm", name="SinglePixel", toolkit="genrobust"
+            ),
+            False,
+        ),
+        (
+            Attack(
+                key="a",
+                title="a",
+                norm="linf",
+                kind="fixed epsilon",
+                name="LinfBasicIterativeAttack",
+                parameters={"steps": 3},
+                targeted=True,
+            ),
+            True,
+        ),
+    ],
+    ids=["art", "advertorch", "own", "targeted"],
+)
+def test_attacks_of_any_toolkit_run_and_repeat(
+    attack: Attack, differentiates: bool, cnn: CNN, digits: ImageDataset
+) -> None:
+    if attack.toolkit in ("art", "advertorch") and find_spec(attack.toolkit) is None:
+        pytest.skip(f"not installed: {attack.toolkit}")
+    x, y = digits.batch(slice(3))
+    epsilon = 0.1 if attack.kind == "fixed epsilon" else None
+    first, second = (craft(attack, cnn, x, y, epsilon=epsilon, seed=1) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+    assert uses_gradients(attack) == differentiates
+    if epsilon is not None:
+        assert (first.images - x).abs().max() <= epsilon * 1.001
+
+
+def test_a_model_that_refuses_is_attacked_through_its_refusal(digits: ImageDataset, tmp_path: Path) -> None:
+    model = load_model("gmvae", dataset="digits")
+    assert isinstance(model, GMVAE)
+    selective = SelectiveClassifier(model, list(load_detectors("gmvae", dataset="digits").values()))
+
+    def make(key: str, **settings: Any) -> Attack:
+        base = Attack(
+            key=key, title=key, norm="linf", kind="fixed epsilon", name="LinfFastGradientAttack", **settings
+        )
+        return replace(base, parameters={"random_start": False})
+
+    threshold = Attack(
+        key="threshold",
+        title="eq. 10",
+        norm="linf",
+        kind="fixed epsilon",
+        name="Threshold",
+        toolkit="genrobust",
+        parameters={"steps": 2},
+    )
+    suite = Suite(
+        name="refusing",
+        dataset="digits",
+        models=(SuiteModel(name="gmvae", title="GMVAE"),),
+        threat_models=(ThreatModel(norm="linf", epsilon=0.3),),
+        attacks=(
+            make("through"),
+            make("bare", against="bare"),
+            make("on-encoder", against="encoder"),
+            threshold,
+        ),
+        samples=4,
+    )
+    results = run_suite(suite, models={"gmvae": selective}, dataset=digits, out=tmp_path, show_progress=False)
+    assert not results.failures
+    rows = results.rows.to_pylist()
+    assert {row["target"] for row in rows} == {None, "bare", "encoder"}
+    assert any(row["rejected"] for row in rows if row["attack"] == "on-encoder")
+    assert {row["queries"] for row in rows if row["attack"] == "threshold"} == {27}
+    assert {row["gradients"] for row in rows if row["attack"] == "threshold"} == {18}
+    assert not any(row["success"] and row["rejected"] for row in rows)
