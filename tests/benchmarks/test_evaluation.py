@@ -208,10 +208,6 @@ def test_sql_answers_from_the_rows(finished: Results) -> None:
     assert as_csv(answer).splitlines() == ["attack,n", "clean,5", "fgsm,5"]
     with pytest.raises(ValueError, match="attak"):
         query_rows(finished.folder, "select attak from rows")
-    with pytest.raises(ValueError, match="rows"):
-        query_rows(finished.folder, "select * from read_csv('/etc/passwd')")
-    with pytest.raises(ValueError, match="has an answer"):
-        query_rows(finished.folder, "create table t as select 1 as a")
 
 
 def test_results_shows_a_summary_and_answers(finished: Results) -> None:
