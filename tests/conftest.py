@@ -38,6 +38,9 @@ jaxtyping.install_import_hook("genrobust", "genrobust_shape_checks.check_arrays"
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which would fight for the cores
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+
 from genrobust import (  # noqa: E402
     ABS,
     CNN,

@@ -210,12 +210,13 @@ def bench(
         for failure in found.failures:
             console.print(f"[red]failed[/red] {failure.cell}: {escape(failure.error)}", highlight=False)
         console.print(
-            f"{found.missing} cells are missing in {found.folder}; the same command tries them again"
+            f"{found.missing} cells are missing in {found.folder}; the same command tries them again, and "
+            "`genrobust report` shows the others"
         )
         raise typer.Exit(1)
     write_report(found)
     console.print(render_table(found))
-    console.print(f"per-sample results, table and curves are in {found.folder}")
+    console.print(f"the report is {found.folder / 'report.html'}; rows, table and curves are beside it")
 
 
 @app.command()
