@@ -70,7 +70,7 @@ def make_dataset(labels: list[int], num_classes: int) -> ImageDataset:
 def test_names_are_sorted_and_their_info_is_complete() -> None:
     assert dataset_names() == (
         *("cifar10", "cifar2", "coil20", "digits"),
-        *("fashion_mnist", "gtsrb", "mnist", "svhn"),
+        *("fashion_mnist", "gtsrb", "gtsrb10", "mnist", "svhn"),
     )
     sizes = {
         name: (dataset_info(name).input_shape, dataset_info(name).num_classes) for name in dataset_names()
@@ -82,6 +82,7 @@ def test_names_are_sorted_and_their_info_is_complete() -> None:
         "digits": ((1, 28, 28), 10),
         "fashion_mnist": ((1, 28, 28), 10),
         "gtsrb": ((3, 32, 32), 43),
+        "gtsrb10": ((3, 32, 32), 10),
         "mnist": ((1, 28, 28), 10),
         "svhn": ((3, 32, 32), 10),
     }

@@ -135,7 +135,7 @@ def test_a_model_may_bring_its_optimiser_and_bound_the_gradient(digits: ImageDat
     config = replace(CONFIG, epochs=1, batch_size=400, halve_every=1)
     fit(model, digits, config=config, folder=tmp_path, fabric=cpu())
     moved = (
-        sum(float((after - before[name]).square().sum()) for name, after in model.named_parameters()) ** 0.5
+        sum((after - before[name]).square().sum().item() for name, after in model.named_parameters()) ** 0.5
     )
     assert 0.4 * 1e-3 < moved <= 0.5 * 1e-3 * (1 + 1e-3)
 

@@ -312,7 +312,8 @@ ART = Adapter(
             needs_epsilon=True,
             parameters={"es": 0, "max_iter": 40},
             requires={"cma": "cma"},
-            note=f"`th` is in grey levels of 255. {IDENTITY}",
+            note=f"`th` is in grey levels of 255: images that are not 8-bit may leave the ball by rounding. "
+            f"{IDENTITY}",
         ),
         _score(
             "FeatureAdversariesNumpy",

@@ -24,7 +24,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(help="Generative classifiers for adversarial robustness.", no_args_is_help=True)
 app.command()(report)
 app.command()(compare)
-console = Console()
 
 
 @app.command()
@@ -43,7 +42,7 @@ def models() -> None:
             f"{card['best_epoch']} of {card['epochs']}",
             f"{card['hours']:.2f}",
         )
-    console.print(table)
+    Console().print(table)
 
 
 @app.command()
@@ -70,7 +69,7 @@ def attacks(
             needs = "" if row["wrapper"].endswith("(model)") else row["wrapper"]
             runs = "yes" if row["runs"] else "[red]no[/red]"
             table.add_row(row["name"], row["norm"], row["knowledge"], runs, needs, row["reason"])
-    console.print(table)
+    Console().print(table)
 
 
 @app.command()
@@ -114,8 +113,8 @@ def train(
     )
     if card is not None:
         accuracy = card["clean_accuracy"]
-        console.print(f"clean accuracy {accuracy['value']:.2%} on {accuracy['images']} test images")
-        console.print(f"weights and card in {card['folder']}")
+        Console().print(f"clean accuracy {accuracy['value']:.2%} on {accuracy['images']} test images")
+        Console().print(f"weights and card in {card['folder']}")
 
 
 @app.command()
@@ -148,7 +147,7 @@ def show(
     )
     path = out or Path(f"{model}-{dataset}-{what}.png")
     save_picture(figure, path)
-    console.print(f"the picture is in {path}")
+    Console().print(f"the picture is in {path}")
 
 
 @app.command()
@@ -181,7 +180,7 @@ def bench(
     from .benchmarks.suites import Scale
 
     if suite is None:
-        console.print(suites_table())
+        Console().print(suites_table())
         return
     options = BenchOptions(
         suite=suite,
@@ -202,21 +201,21 @@ def bench(
     try:
         found = run_bench(options)
     except KeyboardInterrupt:
-        console.print("stopped; the finished cells are kept, and the same command goes on")
+        Console().print("stopped; the finished cells are kept, and the same command goes on")
         raise typer.Exit(130) from None
     for sentence in found.suite.reduced:
-        console.print(f"[dim]{escape(sentence)}[/dim]")
+        Console().print(f"[dim]{escape(sentence)}[/dim]")
     if found.missing:
         for failure in found.failures:
-            console.print(f"[red]failed[/red] {failure.cell}: {escape(failure.error)}", highlight=False)
-        console.print(
+            Console().print(f"[red]failed[/red] {failure.cell}: {escape(failure.error)}", highlight=False)
+        Console().print(
             f"{found.missing} cells are missing in {found.folder}; the same command tries them again, and "
             "`genrobust report` shows the others"
         )
         raise typer.Exit(1)
     write_report(found)
-    console.print(render_table(found))
-    console.print(f"the report is {found.folder / 'report.html'}; rows, table and curves are beside it")
+    Console().print(render_table(found))
+    Console().print(f"the report is {found.folder / 'report.html'}; rows, table and curves are beside it")
 
 
 @app.command()
@@ -232,7 +231,7 @@ def results(
     from .benchmarks import session
 
     if query is None and not (as_json or as_csv):
-        console.print(session.summary_table(run))
+        Console().print(session.summary_table(run))
         return
     from .benchmarks.query import query_rows
 
@@ -242,7 +241,7 @@ def results(
     elif as_csv:
         typer.echo(session.as_csv(answer))
     else:
-        console.print(session.as_table(answer))
+        Console().print(session.as_table(answer))
 
 
 def main() -> None:

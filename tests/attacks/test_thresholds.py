@@ -32,7 +32,7 @@ def test_equation_10_by_hand(classifier: SelectiveClassifier) -> None:
         first = (error / distance.thresholds[0] ** 2) ** 3
         second = (square / latent.thresholds[0]) ** 1.5
         expected = first + second + 0.7 * (x[row] - clean[row]).square().sum()
-        assert float(loss[row]) == pytest.approx(float(expected))
+        assert loss[row].item() == pytest.approx(expected.item())
         accepted = error <= distance.thresholds[0] ** 2 and square <= latent.thresholds[0]
         nearest = int((z - model.means).norm(dim=1).argmin())
         assert bool(reached[row]) == (accepted and nearest == k)
