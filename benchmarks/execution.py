@@ -197,8 +197,9 @@ def execute(task: Task, models: Mapping[str, Classifier], *, memory: TransferMem
         made = recalled or _attempt(task, attack, models, images, labels)
         if memory and transferred and recalled is None:
             memory.keep(source, key, made)
+    judge = _judge(task, model, seed=seed)
     verdicts = rescore(
-        _judge(task, model, seed=seed),
+        judge,
         images,
         labels,
         made.crafted,
@@ -208,7 +209,7 @@ def execute(task: Task, models: Mapping[str, Classifier], *, memory: TransferMem
     )
     return Outcome(
         columns=_columns(task, labels, verdicts, made, seed=seed, started=started),
-        gallery=make_gallery(model, task.samples, images, labels, verdicts, task.images.class_names)
+        gallery=make_gallery(judge, task.samples, images, labels, verdicts, task.images.class_names)
         if attack is not None and cell.batch == 0
         else None,
         examples=verdicts.images.cpu().numpy() if attack is not None and task.keep_examples else None,

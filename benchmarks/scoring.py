@@ -29,8 +29,8 @@ class Verdicts:
         valid: Whether the example is finite and in [0, 1].
         success: Whether it is valid, within the ball (where the attack has one), labelled wrongly and not
             rejected.
-        unstable: Whether a second draw of the judge's noise gives another verdict: a decision near the
-            boundary of a model that decides at random.
+        unstable: Whether a second draw of the judge's noise gives another verdict on what is claimed or
+            succeeds: an example near the boundary of a model that decides at random.
         distances: Norms of the perturbation, by name; infinite where the example is not finite.
         overshoot: Factor by which the toolkit's perturbation was lengthened.
     """
@@ -87,9 +87,10 @@ def rescore(
         remaining &= ((prediction == labels) | rejected) & claimed
     success = valid & (prediction != labels) & ~rejected
     unstable = torch.zeros_like(valid)
-    if judge.randomized and valid.any():
-        again = judge.predict(judged[valid])
-        unstable[valid] = success[valid] != ((again.labels != labels[valid]) & ~again.rejected)
+    repeated = valid & (claimed | success)
+    if judge.randomized and repeated.any():
+        again = judge.predict(judged[repeated])
+        unstable[repeated] = success[repeated] != ((again.labels != labels[repeated]) & ~again.rejected)
     distances = {name: distance(judged - images, name) for name in get_args(Norm)}
     if epsilon is not None:
         success &= distances[norm] <= reach(epsilon)

@@ -178,7 +178,7 @@ def _flags(summary: Summary) -> Iterator[Flag]:
         raised=zero > 0,
     )
     yield Flag(
-        title=f"{unstable:,} of {count(examples, 'verdict')} changed when repeated",
+        title=f"{unstable:,} of {count(claimed, 'claim')} changed when judged again",
         meaning="The model decides at random, and a second draw of its noise gave another verdict: these "
         "examples lie at the decision boundary. The first draw counts.",
         raised=unstable > 0,

@@ -104,7 +104,7 @@ class Health:
         fell: Of them, those that re-scoring did not confirm.
         invalid: Results that are no images: not finite, or outside [0, 1].
         zero_gradient: Samples at which a gradient attack had nothing to go by.
-        unstable: Verdicts that changed when the model drew its noise again.
+        unstable: Claims whose verdict changed when the model drew its noise again.
     """
 
     model: str

@@ -16,6 +16,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 from genrobust.benchmarks.cells import Cell
 from genrobust.benchmarks.report import describe, render_page
@@ -190,7 +191,7 @@ def test_a_broken_page_would_not_be_silent(browser: webdriver.Chrome, page: Path
     broken = tmp_path / "broken.html"
     broken.write_text(page.read_text().replace('"use strict";', '"use strict"; absent();'))
     show(browser, broken)
-    assert browser.get_log("browser") != []
+    assert WebDriverWait(browser, 10).until(lambda seen: seen.get_log("browser"))
 
 
 @pytest.mark.parametrize("width", [390, 320, 768, 1280])
