@@ -32,9 +32,9 @@ def render_table(results: Results, summary: Summary | None = None) -> Group:
         title=escape(f"{suite.name}: {suite.dataset}, {count} test images, seed {seed}"),
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("accuracy under", no_wrap=True)
+    table.add_column("accuracy under", overflow="fold")
     for model in results.models:
-        table.add_column(escape(suite.model(model).title), justify="right", no_wrap=True)
+        table.add_column(escape(suite.model(model).title), justify="right", overflow="fold")
     norm: Norm | None = None
     for row in summary.rows:
         if row.norm != norm:
