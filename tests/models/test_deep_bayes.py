@@ -12,8 +12,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from genrobust import DeepBayes, DeepBayesConfig, Estimated, expectation, verify
 from genrobust.adapters import verification
 from genrobust.adapters.verification import fresh_variant
+from genrobust.models.amortized import SamplingBudget
 from genrobust.models.conditionals import GRAPHS, ConditionalArchitecture, Graph
-from genrobust.models.deep_bayes import SamplingBudget
 from genrobust.randomness import isolated_rng
 from genrobust.views import attack_view
 

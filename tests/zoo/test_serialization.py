@@ -35,8 +35,8 @@ from genrobust import (
     VaDEClassifier,
     VaDEConfig,
 )
+from genrobust.models.amortized import SamplingBudget
 from genrobust.models.conditionals import ConditionalArchitecture, graph
-from genrobust.models.deep_bayes import SamplingBudget
 from genrobust.models.eabs import PUBLISHED_BUDGET
 from genrobust.nets import Architecture, Conv
 from genrobust.zoo.serialization import config_from_dict, read_model, save_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genrobust import GenerativeClassifier, list_models, load_dataset, load_model
-from genrobust.models.deep_bayes import SamplingBudget
+from genrobust.models.amortized import SamplingBudget
 from genrobust.models.latent import LatentClassifier
 from genrobust.purification import Purified
 from genrobust.selective import calibrate_detector, read_detectors

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, final
+from typing import Any, ClassVar, Literal, Protocol, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..classifier import GenerativeClassifier, changed_budget
-from ..gradients import Estimated
 from ..likelihood import (
     OBSERVATION_VARIANCE,
     bernoulli_log_likelihood,
@@ -20,34 +18,12 @@ from ..likelihood import (
     log_mean_exp,
     normal_log_density,
 )
-from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
+from .amortized import AmortizedClassifier, SamplingBudget
 from .conditionals import GRAPHS, VAE_CNN, Conditional, ConditionalArchitecture, Graph, ImageConditional
 
-__all__ = ["DeepBayes", "DeepBayesConfig", "SamplingBudget"]
+__all__ = ["DeepBayes", "DeepBayesConfig"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingBudget:
-    """How log p(x, y) is estimated.
-
-    Attributes:
-        samples: Importance samples per image and class: 10 is the paper's GC-10, 1 its GC-1.
-        posterior_mean: Take the mean of q(z | x, y) as the only sample: a model without randomness.
-        seed: Chooses among the noise sequences of the fixed mode.
-        max_bytes: Bound on the memory of one chunk's activations.
-    """
-
-    samples: int = 10
-    posterior_mean: bool = False
-    seed: int = 0
-    max_bytes: int = 2**28
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.max_bytes < 1:
-            raise ValueError(
-                "Expected `samples` and `max_bytes` of at least 1, "
-                f"but got {self.samples} and {self.max_bytes}"
-            )
+PUBLISHED_BUDGET = SamplingBudget()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +45,7 @@ class DeepBayesConfig:
     graph: Graph = GRAPHS["GF"]
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     variance: float = OBSERVATION_VARIANCE
-    inference: SamplingBudget = SamplingBudget()
+    inference: SamplingBudget = PUBLISHED_BUDGET
 
     def __post_init__(self) -> None:
         if self.likelihood not in ("gaussian", "bernoulli"):
@@ -118,7 +94,7 @@ class _Bernoulli:
 
 
 @final
-class DeepBayes(GenerativeClassifier):
+class DeepBayes(AmortizedClassifier):
     """Decides by log (1/S) sum_s p(x, z_s, y) / q(z_s | x, y) with z_s ~ q(z | x, y), per class (eq. 3).
 
     The estimate is differentiable in x through the samples: attackers get the model's own gradient. Where the
@@ -127,8 +103,6 @@ class DeepBayes(GenerativeClassifier):
     Shapes: x (B, C, H, W), latents (B, K, S, D), scores (B, K).
 
     Attributes:
-        budget: How log p(x, y) is estimated.
-        noise: The source of the samples.
         class_balanced: Whether training batches are (B, K, C, H, W); they are not.
         validation_budget: What the training loop compares epochs with.
 
@@ -146,7 +120,7 @@ class DeepBayes(GenerativeClassifier):
     def __init__(self, config: DeepBayesConfig | None = None) -> None:
         config = config or DeepBayesConfig()
         arch, graph, classes = config.architecture, config.graph, config.num_classes
-        super().__init__(input_shape=arch.input_shape, num_classes=classes)
+        super().__init__(input_shape=arch.input_shape, num_classes=classes, budget=config.inference)
         moments = 2 * arch.latent_dim
         self.encoder = Conditional(arch, ("x", "y"), num_classes=classes, outputs=moments)
         self.decoder = ImageConditional(arch, graph.x, num_classes=classes) if graph.x else None
@@ -156,21 +130,7 @@ class DeepBayes(GenerativeClassifier):
             _Bernoulli() if config.likelihood == "bernoulli" else _Gaussian(config.variance)
         )
         self.config = config
-        self.budget = config.inference
-        self.randomized = not config.inference.posterior_mean
-        self.gradient: Estimated | None = None
-        self.noise: NoiseSource = FixedNoise(0)
         self.set_parts_training(False)
-
-    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Estimate log p(x, y = k) in nats by importance sampling; a bound from below in expectation.
-
-        Shape: (B, C, H, W) -> (B, K).
-        """
-        x = self.check(x)
-        if not len(x):
-            return x.flatten(1).sum(1, keepdim=True).expand(-1, self.num_classes)
-        return self._estimate(x) if self.gradient is None else self.gradient.linearized(self._estimate, x)
 
     def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
         """Give the scores: the softmax of eq. 3 is over them."""
@@ -259,38 +219,6 @@ class DeepBayes(GenerativeClassifier):
         x = self.check(x)
         classes = nn.functional.one_hot(y, self.num_classes).to(x.dtype)[:, None, None]
         return self._posterior(x, classes)[0][:, 0, 0]
-
-    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
-        """Give a variant that shares the weights and draws its samples in another mode; see the contract."""
-        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Give a variant that shares the weights and samples with another budget.
-
-        Args:
-            **budget: Fields of `SamplingBudget`.
-
-        Raises:
-            ValueError: If a field is unknown or its value makes no sense.
-        """
-        changed = changed_budget(self.budget, budget)
-        return self._variant(budget=changed, randomized=not changed.posterior_mean)
-
-    def with_gradient(self, gradient: Literal["exact", "estimated"] | Estimated) -> Self:
-        """Give a variant that shares the weights and hands attackers another gradient.
-
-        Args:
-            gradient: `"exact"`, through the samples; `"estimated"`, from scores alone; or `Estimated` with
-                its own settings.
-
-        Raises:
-            ValueError: If there is none of that name.
-        """
-        if isinstance(gradient, Estimated):
-            return self._variant(gradient=gradient)
-        if gradient not in ("exact", "estimated"):
-            raise ValueError(f"Expected `gradient` to be 'exact' or 'estimated', but got {gradient!r}")
-        return self._variant(gradient=Estimated() if gradient == "estimated" else None)
 
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:

@@ -3,19 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..classifier import Classifier, GenerativeClassifier, changed_budget
+from ..classifier import Classifier
 from ..data import UNLABELLED
-from ..gradients import Estimated
 from ..inference import LatentObjective, UniformPrior
 from ..likelihood import gaussian_log_normalizer, kl_between_normals, squared_error
-from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
-from .deep_bayes import SamplingBudget
+from .amortized import AmortizedClassifier, SamplingBudget
 from .pooling import PoolingArchitecture, PoolingEncoder, UpsamplingDecoder
 
 __all__ = ["GMVAE", "GMVAEConfig", "NearestMean"]
@@ -69,7 +67,7 @@ class GMVAEConfig:
 
 
 @final
-class GMVAE(GenerativeClassifier):
+class GMVAE(AmortizedClassifier):
     """Decides for the mean of the mixture that is nearest to the image's encoding (eq. 8).
 
     Class scores are the bound of eq. 6 on log p(x, y), with all constants:
@@ -96,8 +94,6 @@ class GMVAE(GenerativeClassifier):
         means: mu_1 to mu_K, one-hot and padded with zeros, shape (K, D).
         temperature: Divides class scores into logits.
         calibrates_temperature: Whether training sets it, on validation data.
-        budget: Where q(z | x) is evaluated.
-        noise: The source of the draws.
         class_balanced: Whether training batches are (B, K, C, H, W); they are not.
         validation_budget: What the training loop compares epochs with.
 
@@ -116,7 +112,9 @@ class GMVAE(GenerativeClassifier):
     def __init__(self, config: GMVAEConfig | None = None) -> None:
         config = config or GMVAEConfig()
         arch = config.architecture
-        super().__init__(input_shape=arch.input_shape, num_classes=config.num_classes)
+        super().__init__(
+            input_shape=arch.input_shape, num_classes=config.num_classes, budget=config.inference
+        )
         moments = 1 if config.encoder_variance is not None else 2
         self.encoder = PoolingEncoder(arch, outputs=moments * arch.latent_dim)
         self.decoder = UpsamplingDecoder(arch)
@@ -124,19 +122,7 @@ class GMVAE(GenerativeClassifier):
         self.register_buffer("temperature", torch.tensor(config.temperature or 1.0))
         self.calibrates_temperature = config.temperature is None
         self.config = config
-        self.budget = config.inference
-        self.randomized = not config.inference.posterior_mean
-        self.gradient: Estimated | None = None
-        self.noise: NoiseSource = FixedNoise(0)
         self.set_parts_training(False)
-
-    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Give the bound of eq. 6 on log p(x, y = k) in nats; classes are equally likely a priori.
-
-        Shape: (B, C, H, W) -> (B, K).
-        """
-        x = self.check(x)
-        return self._estimate(x) if self.gradient is None else self.gradient.linearized(self._estimate, x)
 
     def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
         """Give the scores, without their constant, over the temperature."""
@@ -190,37 +176,6 @@ class GMVAE(GenerativeClassifier):
     def encoder_view(self) -> "NearestMean":
         """Give the encoder as a classifier of its own, which shares the weights: what the paper attacks."""
         return NearestMean(self)
-
-    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
-        """Give a variant that shares the weights and draws z in another mode; see the contract."""
-        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Give a variant that shares the weights and evaluates q(z | x) elsewhere.
-
-        Args:
-            **budget: Fields of `SamplingBudget`.
-
-        Raises:
-            ValueError: If a field is unknown or its value makes no sense.
-        """
-        changed = changed_budget(self.budget, budget)
-        return self._variant(budget=changed, randomized=not changed.posterior_mean)
-
-    def with_gradient(self, gradient: Literal["exact", "estimated"] | Estimated) -> Self:
-        """Give a variant that shares the weights and hands attackers another gradient.
-
-        Args:
-            gradient: `"exact"`; `"estimated"`, from scores alone; or `Estimated` with its own settings.
-
-        Raises:
-            ValueError: If there is none of that name.
-        """
-        if isinstance(gradient, Estimated):
-            return self._variant(gradient=gradient)
-        if gradient not in ("exact", "estimated"):
-            raise ValueError(f"Expected `gradient` to be 'exact' or 'estimated', but got {gradient!r}")
-        return self._variant(gradient=Estimated() if gradient == "estimated" else None)
 
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:
