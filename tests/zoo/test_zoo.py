@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*"
 PURIFIERS = ["mad-vae-classification", "mad-vae-combined", "mad-vae-proximity", "mad-vae-vanilla"]
 BOTH = ["abs", "cnn", "deep-bayes", "eabs", "gmvae", "magnet-cnn", "mlp", *PURIFIERS]
 SHIPPED = [(name, dataset) for name in BOTH for dataset in ("digits", "mnist")]
-SHIPPED += [("vade", "digits"), ("bnn", "mnist"), ("pool-cnn", "mnist")]
+SHIPPED += [("comdefend", "digits"), ("vade", "digits"), ("bnn", "mnist"), ("pool-cnn", "mnist")]
 
 
 def test_every_promised_model_is_shipped() -> None:
@@ -56,7 +56,7 @@ def test_clean_accuracy_on_digits(name: str, least: float) -> None:
     assert accuracy(model, load_dataset("digits", "test")) >= least
 
 
-@pytest.mark.parametrize("name", PURIFIERS)
+@pytest.mark.parametrize("name", [*PURIFIERS, "comdefend"])
 def test_clean_images_survive_the_purifier(name: str) -> None:
     model = load_model(name, dataset="digits")
     assert isinstance(model, Purified)
