@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, Self, TypeVar, cast, final, get_args, runtime_checkable
+from typing import Literal, TypeVar, final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..classifier import Classifier, valid_images
-from ..purification import Purified
 
 __all__ = [
     "BALL_TOLERANCE",
@@ -33,15 +32,6 @@ _CODEBOOK_SEED = 2  # apart from the attacked model's own, which is 0 unless som
 _NOISE_SEED = 1 << 30  # apart from the draws that an attack has seen, whatever their seed
 
 C = TypeVar("C", bound=Classifier)
-
-
-@runtime_checkable
-class _Searches(Protocol):
-    """A model whose candidates or draws are chosen by the seed of its budget."""
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Give a variant with another budget."""
-        ...
 
 
 @final
@@ -198,10 +188,7 @@ def attack_every_class(
 
 def fresh_variant(model: C, *, seed: int, codebook_seed: int) -> C:
     """Give the variant that judges: the model's full budget, with noise and candidates no attack has seen."""
-    fresh = model.with_randomness("fresh", seed=seed)
-    if isinstance(fresh, Purified):
-        return cast(C, fresh.with_candidates(codebook_seed))
-    return fresh.with_inference(seed=codebook_seed) if isinstance(fresh, _Searches) else fresh
+    return model.with_randomness("fresh", seed=seed).with_candidates(codebook_seed)
 
 
 def wrong_and_accepted(

@@ -124,60 +124,29 @@ def changed_budget(budget: B, changes: Mapping[str, Any]) -> B:
     return replace(budget, **changes)
 
 
-class Classifier(nn.Module, ABC):
-    """Abstract: images in [0, 1] -> logits, with checked input and a decision independent of `training`.
+class ImageModule(nn.Module, ABC):
+    """Abstract: takes images in [0, 1], checked; what it does with them does not depend on `training`.
 
     Toolkits switch `train()` and `eval()` at will (ART and torchattacks force `eval`, Foolbox leaves the
-    mode). A classifier's parts therefore stay in evaluation mode unless the training loop asks for
+    mode). The parts therefore stay in evaluation mode unless the training loop asks for
     `set_parts_training`.
 
     Attributes:
         input_shape: (C, H, W).
-        num_classes: K.
-        randomized: Whether a decision depends on drawn noise.
-        rejects: Whether the logits have a further column K, "reject".
+        randomized: Whether the answer depends on drawn noise.
     """
 
     randomized = False
-    rejects = False
 
-    def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, *, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.input_shape = input_shape
-        self.num_classes = num_classes
         self.training = False
 
-    @property
-    def num_columns(self) -> int:
-        """Columns of the logits: K, or K + 1 when the classifier may reject."""
-        return self.num_classes + self.rejects
-
-    @abstractmethod
-    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
-        """Give the logits of checked images."""
-
-    def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
-        """Give the logits of images in [0, 1]; argmax is the decision.
-
-        Shape: (B, C, H, W) -> (B, K), or (B, K + 1) when the classifier may reject.
-        """
-        return self.logits(self.check(x))
-
     def check(self, x: Tensor) -> Float[Tensor, "batch channels height width"]:
-        """Check images against this model's shape, device and range; cast them to its dtype."""
-        parameter = next(self.parameters())
-        return check_images(x, input_shape=self.input_shape, device=parameter.device, dtype=parameter.dtype)
-
-    @torch.no_grad()
-    def predict(self, x: Tensor) -> Prediction:
-        """Decide: labels, probabilities, rejections and scores of images in [0, 1]."""
-        logits = self(x)
-        return Prediction(
-            labels=logits.argmax(1),
-            probabilities=logits[:, : self.num_classes].softmax(1),
-            rejected=logits.argmax(1) >= self.num_classes,
-            scores=logits[:, : self.num_classes],
-        )
+        """Check images against this module's shape, device and range; cast them to its dtype."""
+        place = next(self.parameters(), x)
+        return check_images(x, input_shape=self.input_shape, device=place.device, dtype=place.dtype)
 
     def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
         """Give a variant that shares the weights and draws its noise in another mode; without noise, itself.
@@ -189,11 +158,16 @@ class Classifier(nn.Module, ABC):
             generator: The generator of the fresh mode; it advances with every call.
 
         Raises:
-            NotImplementedError: If the model draws noise and does not say how.
+            NotImplementedError: If the module draws noise and does not say how.
         """
         del mode, seed, generator
         if self.randomized:
             raise NotImplementedError(f"Expected {type(self).__name__} to define `with_randomness`")
+        return self
+
+    def with_candidates(self, seed: int) -> Self:
+        """Give a variant that searches among other candidates; without a search, itself."""
+        del seed
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -212,6 +186,48 @@ class Classifier(nn.Module, ABC):
         for name, value in attributes.items():
             setattr(variant, name, value)
         return variant
+
+
+class Classifier(ImageModule):
+    """Abstract: images in [0, 1] -> logits, with checked input and a decision independent of `training`.
+
+    Attributes:
+        num_classes: K.
+        rejects: Whether the logits have a further column K, "reject".
+    """
+
+    rejects = False
+
+    def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(input_shape=input_shape)
+        self.num_classes = num_classes
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of the logits: K, or K + 1 when the classifier may reject."""
+        return self.num_classes + self.rejects
+
+    @abstractmethod
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        """Give the logits of checked images."""
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
+        """Give the logits of images in [0, 1]; argmax is the decision.
+
+        Shape: (B, C, H, W) -> (B, K), or (B, K + 1) when the classifier may reject.
+        """
+        return self.logits(self.check(x))
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Prediction:
+        """Decide: labels, probabilities, rejections and scores of images in [0, 1]."""
+        logits = self(x)
+        return Prediction(
+            labels=logits.argmax(1),
+            probabilities=logits[:, : self.num_classes].softmax(1),
+            rejected=logits.argmax(1) >= self.num_classes,
+            scores=logits[:, : self.num_classes],
+        )
 
 
 class GenerativeClassifier(Classifier):
@@ -257,6 +273,10 @@ class GenerativeClassifier(Classifier):
     @abstractmethod
     def with_inference(self, **budget: Any) -> Self:
         """Give a variant that shares the weights and searches with another budget."""
+
+    def with_candidates(self, seed: int) -> Self:
+        """Give a variant whose candidates, or draws, are those of another seed of the budget."""
+        return self.with_inference(seed=seed)
 
     @abstractmethod
     def with_gradient(self, gradient: Any) -> Self:

@@ -1,7 +1,6 @@
 """Defences that clean the image first: a purifier, then a classifier; and what attackers are given of it."""
 
-import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, final, get_args
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .classifier import Classifier, GenerativeClassifier, Prediction, check_images
+from .classifier import Classifier, ImageModule, Prediction
 from .gradients import straight_through
 from .randomness import Mode
 
@@ -19,22 +18,11 @@ __all__ = ["PurificationGradient", "Purified", "PurifiedConfig", "Purifier", "Tr
 PurificationGradient = Literal["through", "bpda", "implicit", "grey-box"]
 
 
-class Purifier(nn.Module, ABC):
+class Purifier(ImageModule):
     """Abstract: images in [0, 1] -> images in [0, 1] of the same shape, cleaned of perturbations.
 
     Like a classifier's, a purifier's parts stay in evaluation mode, whatever `train()` is told.
-
-    Attributes:
-        input_shape: (C, H, W).
-        randomized: Whether the result depends on drawn noise.
     """
-
-    randomized = False
-
-    def __init__(self, *, input_shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.input_shape = input_shape
-        self.training = False
 
     @abstractmethod
     def purify(
@@ -60,42 +48,7 @@ class Purifier(nn.Module, ABC):
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Purify images in [0, 1]. Shape: (B, C, H, W) -> (B, C, H, W)."""
-        anchor = next(self.parameters(), x)
-        return self.purify(
-            check_images(x, input_shape=self.input_shape, device=anchor.device, dtype=anchor.dtype)
-        )
-
-    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
-        """Give a variant that draws its noise in another mode; without noise, itself. See `Classifier`.
-
-        Raises:
-            NotImplementedError: If the purifier draws noise and does not say how.
-        """
-        del mode, seed, generator
-        if self.randomized:
-            raise NotImplementedError(f"Expected {type(self).__name__} to define `with_randomness`")
-        return self
-
-    def with_candidates(self, seed: int) -> Self:
-        """Give a variant whose search draws other candidates; without a search, itself."""
-        del seed
-        return self
-
-    def train(self, mode: bool = True) -> Self:
-        """Record the flag, and leave the parts in evaluation mode."""
-        self.training = mode
-        return self
-
-    def set_parts_training(self, mode: bool) -> None:
-        """Switch batch normalisation and dropout of the parts: for training loops only."""
-        for part in self.children():
-            part.train(mode)
-
-    def _variant(self, **attributes: object) -> Self:
-        variant = copy.copy(self)
-        for name, value in attributes.items():
-            setattr(variant, name, value)
-        return variant
+        return self.purify(self.check(x))
 
 
 class TrainablePurifier(Purifier):
@@ -247,10 +200,11 @@ class Purified(Classifier):
 
     def with_candidates(self, seed: int) -> Self:
         """Give a variant whose parts search among other candidates, where they search: for verdicts."""
-        classifier = self.classifier
-        if isinstance(classifier, GenerativeClassifier):
-            classifier = classifier.with_inference(seed=seed)
-        return type(self)(self.purifier.with_candidates(seed), classifier, gradient=self.gradient)
+        return type(self)(
+            self.purifier.with_candidates(seed),
+            self.classifier.with_candidates(seed),
+            gradient=self.gradient,
+        )
 
     def set_parts_training(self, mode: bool) -> None:
         """Switch the parts of the purifier: the classifier is not trained."""

@@ -120,6 +120,10 @@ class SelectiveClassifier(Classifier):
         """Give a variant whose model draws its noise in another mode."""
         return self._of(self.model.with_randomness(mode, seed=seed, generator=generator))
 
+    def with_candidates(self, seed: int) -> Self:
+        """Give a variant whose model searches among other candidates."""
+        return self._of(self.model.with_candidates(seed))
+
     def with_inference(self, **budget: Any) -> Self:
         """Give a variant whose model searches with another budget."""
         return self._of(self.model.with_inference(**budget))
