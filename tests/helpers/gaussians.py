@@ -1,17 +1,15 @@
 """A generative classifier of which everything is known, and images drawn from it."""
 
 import math
-from typing import Any, Self
 
 import torch
+from deterministic import Deterministic
 from torch import Tensor, nn
-
-from genrobust import GenerativeClassifier
 
 CLASSES, VARIANCE = 3, 0.02
 
 
-class Gaussians(GenerativeClassifier):
+class Gaussians(Deterministic):
     """p(x, y = k) = N(x; mean_k, variance I) / K; the reconstruction is half-way to the mean."""
 
     def __init__(self) -> None:
@@ -23,26 +21,8 @@ class Gaussians(GenerativeClassifier):
         error = (self.check(x)[:, None] - self.means).square().flatten(2).sum(2)
         return -error / (2 * VARIANCE) - 2 * math.log(2 * math.pi * VARIANCE) - math.log(CLASSES)
 
-    def scores_to_logits(self, scores: Tensor) -> Tensor:
-        return scores
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.softmax(1)
-
     def reconstruct(self, x: Tensor) -> Tensor:
         return (x[:, None] + self.means) / 2
-
-    def with_randomness(self, mode: Any, *, seed: int = 0, generator: Any = None) -> Self:
-        del mode, seed, generator
-        return self
-
-    def with_inference(self, **budget: Any) -> Self:
-        del budget
-        return self
-
-    def with_gradient(self, gradient: Any) -> Self:
-        del gradient
-        return self
 
 
 def drawn(model: Gaussians, count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

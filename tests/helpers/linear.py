@@ -1,12 +1,11 @@
 """An autoencoder with a linear decoder, whose best latent is known."""
 
 import math
-from typing import Any, Self
 
 import torch
+from deterministic import Deterministic
 from torch import Tensor, nn
 
-from genrobust import GenerativeClassifier
 from genrobust.inference import LatentObjective, UniformPrior
 
 
@@ -31,7 +30,7 @@ class LinearDecoder(nn.Module):
         return self
 
 
-class LinearAutoencoder(GenerativeClassifier):
+class LinearAutoencoder(Deterministic):
     """Two classes in three latents; the encoder is the decoder's inverse."""
 
     means: Tensor
@@ -65,24 +64,6 @@ class LinearAutoencoder(GenerativeClassifier):
     def class_scores(self, x: Tensor) -> Tensor:
         z = self.encode(self.check(x))
         return -(z[:, None] - self.means).square().sum(2) - math.log(2)
-
-    def scores_to_logits(self, scores: Tensor) -> Tensor:
-        return scores
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.softmax(1)
-
-    def with_randomness(self, mode: Any, *, seed: int = 0, generator: Any = None) -> Self:
-        del mode, seed, generator
-        return self
-
-    def with_inference(self, **budget: Any) -> Self:
-        del budget
-        return self
-
-    def with_gradient(self, gradient: Any) -> Self:
-        del gradient
-        return self
 
 
 def drawn(model: LinearAutoencoder, count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
+from deterministic import Deterministic
 from torch import Tensor, nn
 
-from genrobust import GenerativeClassifier
 from genrobust.selective import (
     THREE_SIGMA,
     calibrate_detector,
@@ -24,7 +24,7 @@ COVARIANCES = torch.tensor(
 ).double()
 
 
-class Plane(GenerativeClassifier):
+class Plane(Deterministic):
     """Two pixels are the latents, encoded as they are; the reconstruction is the mean of the class."""
 
     means: Tensor
@@ -41,26 +41,8 @@ class Plane(GenerativeClassifier):
     def class_scores(self, x: Tensor) -> Tensor:
         return -self.scale * (x.flatten(1)[:, None] - self.means).square().sum(2)
 
-    def scores_to_logits(self, scores: Tensor) -> Tensor:
-        return scores
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.softmax(1)
-
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.means.unflatten(1, (1, 1, 2)).expand(len(x), -1, -1, -1, -1)
-
-    def with_randomness(self, mode: Any, *, seed: int = 0, generator: Any = None) -> Self:
-        del mode, seed, generator
-        return self
-
-    def with_inference(self, **budget: Any) -> Self:
-        del budget
-        return self
-
-    def with_gradient(self, gradient: Any) -> Self:
-        del gradient
-        return self
 
 
 def drawn(count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
