@@ -17,11 +17,13 @@ from ...storage import write_json
 from ..cells import Cell, plan, write_cell
 from ..report import describe, render, write_text
 from ..results import begin_run, load_results
-from ..shipped import QUICK
 from ..statistics import summarise
+from ..suite_files import load_suite
 from ..suites import CLEAN, Suite, SuiteModel
 
 __all__ = ["main", "measure_report", "simulate_run"]
+
+QUICK = load_suite("quick")
 
 MIB = 1 << 20
 ATTACKS = ("pgd-linf", "pgd-l2", "deepfool-l2", "ddn", "cw-l2")

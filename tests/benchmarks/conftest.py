@@ -10,10 +10,12 @@ import torch
 
 from genrobust import ABS, CNN, EABS
 from genrobust.benchmarks.results import Results
-from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.benchmarks.suites import Attack, Suite, ThreatModel
 from genrobust.data import ImageDataset, load_dataset
 from genrobust.randomness import isolated_rng
+
+QUICK = load_suite("quick")
 
 with warnings.catch_warnings():  # Foolbox 3.3.4 imports a deprecated SciPy namespace
     warnings.simplefilter("ignore", DeprecationWarning)

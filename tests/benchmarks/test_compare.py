@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from genrobust.benchmarks.cells import Cell
 from genrobust.benchmarks.compare import Comparisons, compare_runs, render_comparisons
 from genrobust.benchmarks.results import load_results
-from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.cli import app
+
+QUICK = load_suite("quick")
 
 SUITE = replace(SMALL, attacks=(SMALL.attack("fgsm"), SMALL.attack("ddn")))
 

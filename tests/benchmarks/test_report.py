@@ -13,8 +13,10 @@ from rich.console import Console
 from genrobust.benchmarks.figure import draw_figure
 from genrobust.benchmarks.report import render_table, write_report
 from genrobust.benchmarks.results import Results
-from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.benchmarks.suites import Suite, ThreatModel
+
+QUICK = load_suite("quick")
 
 
 @pytest.fixture

@@ -15,10 +15,12 @@ from genrobust.adapters.verification import NO_PREDICTION, fresh_variant, reach
 from genrobust.benchmarks.cells import Cell
 from genrobust.benchmarks.execution import Experiment, execute
 from genrobust.benchmarks.scoring import rescore
-from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.benchmarks.suites import Attack
 from genrobust.classifier import Classifier
 from genrobust.data import ImageDataset
+
+QUICK = load_suite("quick")
 
 SAMPLES = np.arange(8)
 

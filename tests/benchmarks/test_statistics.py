@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from genrobust.benchmarks.results import Results
-from genrobust.benchmarks.shipped import QUICK
 from genrobust.benchmarks.statistics import breaking_distances, mcnemar, robust_accuracy, summarise, wilson
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.benchmarks.suites import Suite, ThreatModel
+
+QUICK = load_suite("quick")
 
 MakeResults = Callable[..., Results]
 

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from genrobust.benchmarks.cells import plan
-from genrobust.benchmarks.shipped import QUICK, find_suite
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.benchmarks.suites import Attack, Expected, Suite, SuiteModel, ThreatModel, suite_from_dict
 from genrobust.benchmarks.toolkits import build_attack
+
+QUICK = load_suite("quick")
 
 FGSM = QUICK.attack("fgsm")
 
@@ -33,9 +35,9 @@ def test_quick_holds_the_published_attacks_and_the_toolkit_knows_them() -> None:
 
 
 def test_find_suite_names_the_nearest() -> None:
-    assert find_suite("quick") == QUICK
+    assert load_suite("quick") == QUICK
     with pytest.raises(ValueError, match="'quikc'; did you mean 'quick'"):
-        find_suite("quikc")
+        load_suite("quikc")
 
 
 def test_epsilons_of_an_attack() -> None:

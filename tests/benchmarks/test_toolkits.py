@@ -9,11 +9,13 @@ import torch
 from eagerpy.astensor import astensor
 
 from genrobust import ABS, CNN, EABS
-from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.benchmarks.suites import Attack
 from genrobust.benchmarks.toolkits import build_attack, craft, starting_points
 from genrobust.classifier import Classifier, valid_images
 from genrobust.data import ImageDataset
+
+QUICK = load_suite("quick")
 
 FGSM = QUICK.attack("fgsm")
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from genrobust.benchmarks.cells import SCHEMA, Cell, plan, write_cell
 from genrobust.benchmarks.results import begin_run
-from genrobust.benchmarks.shipped import QUICK
+from genrobust.benchmarks.suite_files import load_suite
 from genrobust.benchmarks.suites import CLEAN, Suite, SuiteModel, ThreatModel
+
+QUICK = load_suite("quick")
 
 Change = Callable[[Cell, dict[str, Any]], None]
 
