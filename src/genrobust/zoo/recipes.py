@@ -171,11 +171,14 @@ def _by_synthesis(model: str, dataset: str) -> ABS | EABS:
 def _vade(model: str, dataset: str) -> VaDEClassifier:
     """Build LeNet for 28 x 28 and VGG-16 for 32 x 32 pixels, with the constant variance of section 3.5.
 
+    Decided by the bound proper: the likelihood at the mean alone prefers latents whose neighbours explain
+    nothing, and on MNIST falls from 98.6 to 95.4 % (1,000 images) as it is optimised.
+
     VGG-16 is refined by Adam: for BFGS, thousands of latents are decoded before the first image is.
     """
     del model
     info = dataset_info(dataset)
-    config = VaDEConfig(num_classes=info.num_classes, variance=0.1)
+    config = VaDEConfig(num_classes=info.num_classes, variance=0.1, variational=True)
     if info.input_shape != config.architecture.input_shape:
         arch = _of_shape(architecture("vgg16-cifar"), info.input_shape)
         config = replace(config, architecture=arch, inference=replace(config.inference, method="adam"))
@@ -375,7 +378,7 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("comdefend", "digits"): {"epochs": 12, "batch_size": 16, "halve_every": 4},
     ("comdefend", "mnist"): {"epochs": 2, "batch_size": 64, "halve_every": 1, "precision": "bf16-mixed"},
     ("vade", "digits"): {"epochs": 80, "batch_size": 64, "halve_every": 27, "noise_std": 0.0},
-    ("vade", "mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
+    ("vade", "mnist"): {"epochs": 15, "batch_size": 256, "halve_every": 5, "noise_std": 0.0},
     ("vade", "fashion_mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
     ("eabs", "mnist"): {"epochs": 16, "batch_size": 128, "halve_every": 7, "precision": "bf16-mixed"},
 }
