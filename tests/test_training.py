@@ -317,6 +317,19 @@ def test_temperature_of_scaled_true_logits_is_the_scale(factor: float) -> None:
     assert calibrate_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
 
 
+def test_temperature_leaves_a_gradient_where_every_image_is_right() -> None:
+    labels = torch.arange(100) % 10
+    distances = 100.0 * (1 - torch.eye(10)[labels])
+    logits = (-distances).requires_grad_()
+    factor = calibrate_temperature(logits.detach(), labels)
+    # One image of any label among 101: p(y) = 1 - 9 / 1010 has the least cross-entropy.
+    probability = (logits / factor).softmax(1).gather(1, labels[:, None])
+    torch.testing.assert_close(probability, torch.full_like(probability, 1 - 9 / 1010), rtol=0, atol=1e-4)
+    torch.nn.functional.cross_entropy(logits / factor, labels).backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().amax(1) > 0).all()
+
+
 def test_training_sets_the_temperature_of_eabs(digits: ImageDataset, tmp_path: Path) -> None:
     with isolated_rng(0):
         model = EABS(EABSConfig(architecture=ARCH)).with_inference(candidates=20, steps=1)

@@ -372,12 +372,17 @@ def accuracy(model: Classifier, dataset: ImageDataset) -> float:
 def calibrate_temperature(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
     """Give the factor that logits are divided by for the least cross-entropy (Guo et al. 2017).
 
-    Class scores in nats are far apart: their softmax saturates, and with it an attacker's gradient.
+    Class scores in nats are far apart: their softmax saturates, and with it an attacker's gradient. Where every
+    image is labelled rightly, cross-entropy falls for ever as the factor does, and would saturate it again: one
+    image more is then counted, whose label might be any.
     """
     logits = logits.double()
+    all_right = bool((logits.argmax(1) == labels).all())
+    smoothing = 1 / (len(labels) + 1) if all_right else 0.0
 
     def loss(log_factor: float) -> float:
-        return float(nn.functional.cross_entropy(logits / np.exp(log_factor), labels))
+        scaled = logits / np.exp(log_factor)
+        return float(nn.functional.cross_entropy(scaled, labels, label_smoothing=smoothing))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-7.0, 7.0), method="bounded").x))
 
