@@ -372,9 +372,9 @@ def accuracy(model: Classifier, dataset: ImageDataset) -> float:
 def calibrate_temperature(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
     """Give the factor that logits are divided by for the least cross-entropy (Guo et al. 2017).
 
-    Class scores in nats are far apart: their softmax saturates, and with it an attacker's gradient. Where every
-    image is labelled rightly, cross-entropy falls for ever as the factor does, and would saturate it again: one
-    image more is then counted, whose label might be any.
+    Class scores in nats are far apart: their softmax saturates, and with it an attacker's gradient. Where
+    every image is labelled rightly, cross-entropy falls for ever as the factor does, and would saturate it
+    again: one image more is then counted, whose label might be any.
     """
     logits = logits.double()
     all_right = bool((logits.argmax(1) == labels).all())
