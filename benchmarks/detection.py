@@ -86,10 +86,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="folder of <dataset>.npz")
     parser.add_argument("--images", type=int, default=200, help="that the victim labels rightly")
     parser.add_argument("--steps", type=int, default=1000, help="of C&W, in each of its 5 searches")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(arguments)
     keep_freed_memory()
-    victim, guard = (_model(name, options.dataset) for name in (options.victim, options.guard))
+    victim, guard = (_model(name, options) for name in (options.victim, options.guard))
     if not isinstance(guard, GenerativeClassifier):
         parser.error(f"Expected a generative classifier as guard, but got {type(guard).__name__}")
     detectors = (
@@ -97,7 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.detectors
         else load_detectors(options.guard, dataset=options.dataset)
     )
-    x, y = load_dataset(options.dataset, "test", root=options.data_root).batch(slice(2 * options.images))
+    test = load_dataset(options.dataset, "test", root=options.data_root)
+    x, y = (part.to(options.device) for part in test.batch(slice(2 * options.images)))
     right = victim.predict(x).labels == y
     x, y = x[right][: options.images], y[right][: options.images]
     attacks = {
@@ -123,8 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
         write_json(options.json, results)
 
 
-def _model(name: str, dataset: str) -> Classifier:
-    return read_model(name) if Path(name).is_file() else load_model(name, dataset=dataset)
+def _model(name: str, options: argparse.Namespace) -> Classifier:
+    model = read_model(name) if Path(name).is_file() else load_model(name, dataset=options.dataset)
+    return model.to(options.device)
 
 
 def _show(attack: str, result: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ from .own import single_pixel
 __all__ = ["AttackRow", "TransferRow", "confusion"]
 
 EPSILON, STEP, STEPS = 0.3, 0.01, 40  # AdverTorch's defaults, which the paper uses
-BATCH = 250
+BATCH = 1000
 MODELS = (*(f"mad-vae-{name}" for name in VARIANTS), "comdefend")
 
 _COLUMNS = ("clean", "bare", *(f"mad-vae-{name}" for name in VARIANTS))
@@ -132,15 +132,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cw-searches", type=int, default=9)
     parser.add_argument("--cw-steps", type=int, default=1000, help="of C&W, in each of its searches")
     parser.add_argument("--seed", type=int, default=0, help="of attacks and verdicts")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--no-transfer", action="store_true", help="leave out the substitutes (Table 3)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(arguments)
     if unknown := [mode for mode in options.gradients if mode not in get_args(PurificationGradient)]:
         parser.error(f"Expected `--gradients` out of {get_args(PurificationGradient)}, but got {unknown}")
     keep_freed_memory()
-    x, y = load_dataset(options.dataset, "test", root=options.data_root).batch(slice(options.images))
+    test = load_dataset(options.dataset, "test", root=options.data_root)
+    x, y = (part.to(options.device) for part in test.batch(slice(options.images)))
     bare = _model(options.classifier, options)
-    models = {name: _purified(name, bare, x, options) for name in options.models}
+    models = {name: _purified(name, bare, options) for name in options.models}
     results: dict[str, Any] = {
         "dataset": options.dataset,
         "images": len(x),
@@ -292,14 +294,16 @@ def _available(name: str, options: argparse.Namespace) -> bool:
 
 def _model(name: str, options: argparse.Namespace) -> Classifier:
     path = _path(name, options)
-    return read_model(path) if path.is_file() else load_model(name, dataset=options.dataset)
+    model = read_model(path) if path.is_file() else load_model(name, dataset=options.dataset)
+    return model.to(options.device)
 
 
-def _purified(name: str, bare: Classifier, x: Tensor, options: argparse.Namespace) -> Purified:
+def _purified(name: str, bare: Classifier, options: argparse.Namespace) -> Purified:
     model = _model(name, options)
     if not isinstance(model, Purified):
         raise ValueError(f"Expected a purified classifier, but {name!r} is a {type(model).__name__}")
-    if not torch.equal(model.classifier(x[:BATCH]), bare(x[:BATCH])):
+    mine, theirs = model.classifier.state_dict(), bare.state_dict()
+    if mine.keys() != theirs.keys() or not all(torch.equal(mine[key], theirs[key]) for key in mine):
         raise ValueError(f"Expected {name!r} to clean for {options.classifier!r}, but its classifier differs")
     return model
 

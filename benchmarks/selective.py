@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ..adapters._foolbox import wrap_for_foolbox
-from ..adapters.verification import attack_every_class
+from ..adapters.verification import attack_every_class, without_gradient
 from ..allocation import keep_freed_memory
 from ..attacks import threshold_attack
 from ..classifier import Classifier
@@ -84,14 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
     classifier = SelectiveClassifier(model, list(_detectors(model, options).values()))
     published = PUBLISHED.get(options.model, {}) if options.dataset == "mnist" else {}
     test = load_dataset(options.dataset, "test", root=options.data_root)
-    x, y = test.batch(slice(options.images))
+    x, y = (part.to(options.device) for part in test.batch(slice(options.images)))
+    clean = (part.to(options.device) for part in test.batch(slice(options.clean_images)))
     few = slice(options.adaptive_images)
     results = {
         "model": options.model,
         "dataset": options.dataset,
         "thresholds": {detector.evidence: detector.thresholds for detector in classifier.detectors},
         "published": published,
-        "clean": _clean(classifier, *test.batch(slice(options.clean_images)), published),
+        "clean": _clean(classifier, *clean, published),
         "encoder": _against_encoder(classifier, x, y, published),
         "adaptive": [_adaptive(classifier, x[few], y[few], epsilon, options) for epsilon in options.epsilons],
     }
@@ -116,6 +118,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--epsilons", type=float, nargs="+", default=list(EPSILONS), help="of the adaptive ones"
     )
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     return parser.parse_args(arguments)
 
@@ -125,7 +128,7 @@ def _model(options: argparse.Namespace) -> GMVAE:
     model = read_model(weights) if weights else load_model(options.model, dataset=options.dataset)
     if not isinstance(model, GMVAE):
         raise ValueError(f"Expected a GMVAE, but got {type(model).__name__}")
-    return model
+    return model.to(options.device)
 
 
 def _detectors(model: GMVAE, options: argparse.Namespace) -> dict[str, Detector]:
@@ -174,10 +177,12 @@ def _against_encoder(
     model = classifier.model
     if not isinstance(model, GMVAE):
         raise ValueError(f"Expected a GMVAE, but got {type(model).__name__}")
-    attacked = wrap_for_foolbox(model.encoder_view())
+    encoder = model.encoder_view()
+    attacked, masked = wrap_for_foolbox(encoder), _masked(encoder, x, y)
     attack = foolbox.attacks.LinfFastGradientAttack()
     count = partial(outcome, num_classes=classifier.num_classes)
     rows: list[dict[str, Any]] = []
+    _say(f"the encoder has no gradient at {masked:.2%} of {len(x)} images")
     for epsilon, paper in zip(EPSILONS, published.get("reclassified", [None] * len(EPSILONS)), strict=True):
         parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
         with isolated_rng(0):
@@ -195,6 +200,7 @@ def _against_encoder(
         rows.append(
             {
                 "epsilon": epsilon,
+                "zero_gradient": masked,
                 "plain": asdict(plain),
                 "selective": asdict(selective),
                 "reclassified": asdict(strict),
@@ -228,11 +234,23 @@ def _adaptive(
         with isolated_rng(0):
             _, found = attack_every_class(attack, classifier, x, y, "linf", epsilon)
         either |= found.success
-        row[name] = {"error": float(found.success.double().mean())}
+        shares = {"error": found.success, "zero_gradient": found.zero_gradient}
+        row[name] = {key: float(share.double().mean()) for key, share in shares.items()}
         _say(f"{NAMES[name]}, epsilon {epsilon:.2f}, {len(x)} images: error {row[name]['error']:.2%}")
+    _say(f"  no gradient at {row['pgd']['zero_gradient']:.2%}")
     row["either"] = {"error": float(either.double().mean())}
     _say(f"  either of them: error {row['either']['error']:.2%}")
     return row
+
+
+def _masked(model: Classifier, x: Images, y: Labels) -> float:
+    """Give the share of images at which an attack on the logits has nothing to go by."""
+    parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
+    found = [
+        without_gradient(model, part, lambda logits, y=labels: cross_entropy(logits, y, reduction="sum"))
+        for part, labels in parts
+    ]
+    return float(torch.cat(found).double().mean())
 
 
 def _decisions(model: Classifier, x: Images) -> Labels:

@@ -95,13 +95,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--cw-steps", type=int, default=1000, help="of C&W, in each of its 5 searches")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of the trainings")
+    parser.add_argument("--device", default="cpu", help="where attacks run, such as cuda")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     first, second = halves(load_dataset(options.dataset, "train", root=options.data_root), seed=options.seed)
     parts = {"surrogate": first, "cnn": second, "vade": second}
-    models = {name: _trained(name, part, options.folder / name, options) for name, part in parts.items()}
+    models = {
+        name: _trained(name, part, options.folder / name, options).to(options.device)
+        for name, part in parts.items()
+    }
     test = load_dataset(options.dataset, "test", root=options.data_root)
-    x, y = test.batch(slice(options.images))
+    x, y = (part.to(options.device) for part in test.batch(slice(options.images)))
     rows = [_row("clean", None, x, x, y, models)]
     _show(rows[0])
     for name, (attack, bounded) in _attacks(models["surrogate"], x, y, options.cw_steps).items():

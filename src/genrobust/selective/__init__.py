@@ -6,6 +6,7 @@ from .detectors import (
     EncodesMixture,
     Evidence,
     calibrate_detector,
+    class_scores_of,
     read_detectors,
     save_detectors,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "calibrate_detector",
     "chi_square_critical",
     "chi_square_detector",
+    "class_scores_of",
     "decide",
     "optimized_reconstruction",
     "read_detectors",

@@ -21,6 +21,7 @@ __all__ = [
     "EncodesMixture",
     "Evidence",
     "calibrate_detector",
+    "class_scores_of",
     "latent_precisions",
     "mahalanobis",
     "order_statistic",
@@ -148,6 +149,7 @@ def calibrate_detector(
     *,
     false_positive_rate: float | None = 0.05,
     per_class: bool = False,
+    class_scores: Float[Tensor, "images classes"] | None = None,
 ) -> Detector:
     """Choose thresholds on clean images.
 
@@ -162,6 +164,7 @@ def calibrate_detector(
         false_positive_rate: Share of clean images that may be flagged; None takes the mean score as threshold
             (Li 2018, section 3).
         per_class: One threshold per class in place of one for all; and one covariance, for `"latent"`.
+        class_scores: What `class_scores_of` gives for these images, where it is known already.
 
     Raises:
         ValueError: If the rate is not in (0, 1), or there are too few images for it.
@@ -178,7 +181,7 @@ def calibrate_detector(
         references = latent_precisions(offsets, y, num_classes=model.num_classes, per_class=per_class)
         scores = mahalanobis(offsets, references, y)
     else:
-        class_scores = torch.cat([model.class_scores(images) for images in x.split(_BATCH)])
+        class_scores = class_scores_of(model, x) if class_scores is None else class_scores
         if evidence == "kl":
             references = _references(model, class_scores, y)
         scores = _suspicion(evidence, model, class_scores, y, references)
@@ -190,6 +193,14 @@ def calibrate_detector(
         references=tuple(map(tuple, references.tolist())),
         unit=spread(scores),
     )
+
+
+@torch.no_grad()
+def class_scores_of(
+    model: GenerativeClassifier, x: Float[Tensor, "images channels height width"]
+) -> Float[Tensor, "images classes"]:
+    """Give the class scores of many images, a batch at a time."""
+    return torch.cat([model.class_scores(images) for images in x.split(_BATCH)])
 
 
 def save_detectors(detectors: Mapping[str, Detector], path: str | os.PathLike[str]) -> None:

@@ -18,7 +18,7 @@ from ..models.gmvae import GMVAE
 from ..models.vade import VaDEClassifier
 from ..purification import Purified
 from ..randomness import isolated_rng
-from ..selective import Detector, calibrate_detector, save_detectors, three_sigma_detectors
+from ..selective import Detector, calibrate_detector, class_scores_of, save_detectors, three_sigma_detectors
 from ..storage import write_json
 from ..training import Trainable, TrainingConfig, TrainingResult, accuracy, fit
 from . import list_models, load_model
@@ -117,11 +117,12 @@ def calibrate_detectors(model: GenerativeClassifier, training: ImageDataset) -> 
     images, labels = (
         part.to(device) for part in training.subset(slice(CALIBRATION_IMAGES)).batch(slice(None))
     )
+    scores = class_scores_of(model, images)
     detectors = {
         "distance": calibrate_detector("distance", model, images, labels),
-        "marginal": calibrate_detector("marginal", model, images, labels),
-        "logit": calibrate_detector("logit", model, images, labels, per_class=True),
-        "kl": calibrate_detector("kl", model, images, labels, per_class=True),
+        "marginal": calibrate_detector("marginal", model, images, labels, class_scores=scores),
+        "logit": calibrate_detector("logit", model, images, labels, per_class=True, class_scores=scores),
+        "kl": calibrate_detector("kl", model, images, labels, per_class=True, class_scores=scores),
     }
     mean = calibrate_detector("distance", model, images, labels, false_positive_rate=None)
     return {**detectors, "mean-distance": mean}
