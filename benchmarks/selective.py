@@ -86,14 +86,14 @@ def main(arguments: list[str] | None = None) -> None:
     published = PUBLISHED.get(options.model, {}) if options.dataset == "mnist" else {}
     test = load_dataset(options.dataset, "test", root=options.data_root)
     x, y = (part.to(options.device) for part in test.batch(slice(options.images)))
-    clean = (part.to(options.device) for part in test.batch(slice(options.clean_images)))
+    all_x, all_y = (part.to(options.device) for part in test.batch(slice(options.clean_images)))
     few = slice(options.adaptive_images)
     results = {
         "model": options.model,
         "dataset": options.dataset,
         "thresholds": {detector.evidence: detector.thresholds for detector in classifier.detectors},
         "published": published,
-        "clean": _clean(classifier, *clean, published),
+        "clean": _clean(classifier, all_x, all_y, published),
         "encoder": _against_encoder(classifier, x, y, published),
         "adaptive": [_adaptive(classifier, x[few], y[few], epsilon, options) for epsilon in options.epsilons],
     }
@@ -247,8 +247,8 @@ def _masked(model: Classifier, x: Images, y: Labels) -> float:
     """Give the share of images at which an attack on the logits has nothing to go by."""
     parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
     found = [
-        without_gradient(model, part, lambda logits, y=labels: cross_entropy(logits, y, reduction="sum"))
-        for part, labels in parts
+        without_gradient(model, images, partial(cross_entropy, target=labels, reduction="sum"))
+        for images, labels in parts
     ]
     return float(torch.cat(found).double().mean())
 

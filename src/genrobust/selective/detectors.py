@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, final, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +36,6 @@ _WITH_REFERENCES = ("kl", "latent")
 _BATCH = 256
 
 
-@runtime_checkable
 class EncodesMixture(Protocol):
     """A model that knows where images of a class are in its latent space."""
 
@@ -293,8 +292,13 @@ def _in_batches(
     return torch.cat([evidence(model, images, labels) for images, labels in pairs])
 
 
+def _encodes_mixture(model: object) -> TypeGuard[EncodesMixture]:
+    # Means may be a buffer, which `isinstance` with a protocol does not find from Python 3.12 on.
+    return hasattr(model, "encode") and hasattr(model, "means")
+
+
 def _offsets(model: GenerativeClassifier, x: Tensor, y: Tensor) -> Float[Tensor, "batch latent"]:
-    if not isinstance(model, EncodesMixture):
+    if not _encodes_mixture(model):
         raise ValueError(f"Expected a model with `encode` and `means`, but got {type(model).__name__}")
     offsets: Tensor = model.encode(x, y) - model.means[y]
     return offsets

@@ -1,7 +1,7 @@
 """A second look at rejected images: which latent explains them best? (Ghosh et al. 2019, section 3.5)."""
 
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import Protocol, TypeGuard, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,6 @@ __all__ = ["DecodesMixture", "Reclassification", "decide", "reclassify"]
 BUDGET = InferenceBudget(candidates=0, steps=100)
 
 
-@runtime_checkable
 class DecodesMixture(Protocol):
     """A model whose decoder serves all classes, with a mean for each."""
 
@@ -74,7 +73,7 @@ def reclassify(
         ValueError: If the model or a detector is another.
     """
     model = classifier.model
-    if not isinstance(model, DecodesMixture):
+    if not _decodes_mixture(model):
         raise ValueError(f"Expected a model with `means` and `objective`, but got {type(model).__name__}")
     for detector in classifier.detectors:
         if detector.evidence not in ("latent", "distance"):
@@ -109,6 +108,11 @@ def decide(
     again = reclassify(classifier, x[rejected], budget=budget, reject_fooling=reject_fooling)
     labels[rejected] = again.labels
     return labels
+
+
+def _decodes_mixture(model: object) -> TypeGuard[DecodesMixture]:
+    # Means may be a buffer, which `isinstance` with a protocol does not find from Python 3.12 on.
+    return hasattr(model, "means") and hasattr(model, "objective")
 
 
 def _best_latent(
