@@ -359,7 +359,7 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("gmvae", "digits"): {"epochs": 40, "batch_size": 64, "halve_every": 15, "noise_std": 0.0},
     ("gmvae", "mnist"): {"epochs": 25, "batch_size": 128, "halve_every": 8, "noise_std": 0.0},
     ("gmvae", "coil20"): {"epochs": 200, "batch_size": 64, "halve_every": 60, "noise_std": 0.0},
-    ("gmvae-semi", "digits"): {"epochs": 60, "batch_size": 64, "halve_every": 20, "noise_std": 0.0},
+    ("gmvae-semi", "digits"): {"epochs": 400, "batch_size": 64, "halve_every": 130, "noise_std": 0.0},
     ("gmvae-semi", "mnist"): {"epochs": 19, "batch_size": 128, "halve_every": 6, "noise_std": 0.0},
     ("gmvae-variable", "mnist"): {"epochs": 25, "batch_size": 128, "halve_every": 8, "noise_std": 0.0},
     ("magnet-cnn", "digits"): {"epochs": 40, "batch_size": 32, "halve_every": 14, "noise_std": 0.2},
