@@ -7,7 +7,6 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -17,6 +16,7 @@ from ..classifier import Classifier, GenerativeClassifier
 from ..data import ImageDataset
 from ..selective import Reconstructs
 from ..storage import write_atomically
+from .clusters import cluster_figure, scatter_classes, show_legend, umap_points
 
 __all__ = [
     "Encodes",
@@ -29,13 +29,17 @@ __all__ = [
     "save_picture",
 ]
 
-What = Literal["samples", "reconstructions", "latent"]
+What = Literal["samples", "reconstructions", "latent", "clusters"]
 
 CELL = 0.62  # inches
 FONT_SIZE = 8
-MARKERS = "osD^vPX<>*"
 DECIDED, LABEL = "#D55E00", "#0072B2"  # Okabe and Ito: told apart with every common colour blindness
-_DEFAULT_IMAGES: Mapping[str, int] = {"samples": 10, "reconstructions": 10, "latent": 1000}
+_DEFAULT_IMAGES: Mapping[str, int] = {
+    "samples": 10,
+    "reconstructions": 10,
+    "latent": 1000,
+    "clusters": 500,
+}
 
 
 @runtime_checkable
@@ -67,15 +71,17 @@ def draw_picture(
 
     Args:
         what: `"samples"` of every class; `"reconstructions"` of some images as every class; or `"latent"`,
-            the images' latents in two dimensions, by PCA and by UMAP.
+            the images' latents in two dimensions, by PCA and by UMAP; `"clusters"`, what a purifier makes of
+            clean and of adversarial images, by UMAP.
         model: The model.
         dataset: Where images come from.
-        images: How many: samples a class (10), images reconstructed (10), or latents (1,000).
+        images: How many: samples a class (10), images reconstructed (10), latents (1,000), or images that are
+            attacked (500).
         seed: Chooses the images, the samples and UMAP's start.
 
     Raises:
         ValueError: If the model cannot draw such a picture, or `what` or `images` makes no sense.
-        ImportError: If umap-learn is not installed.
+        ImportError: If umap-learn is not installed or, for `"clusters"`, Foolbox.
     """
     if what not in _DEFAULT_IMAGES:
         raise ValueError(f"Expected `what` out of {sorted(_DEFAULT_IMAGES)}, but got {what!r}")
@@ -89,7 +95,8 @@ def draw_picture(
     x, y = dataset.batch(chosen)
     if what == "reconstructions":
         return reconstruction_figure(model, x, y, dataset.class_names)
-    return latent_figure(model, x, y, dataset.class_names, seed=seed)
+    draw = latent_figure if what == "latent" else cluster_figure
+    return draw(model, x, y, dataset.class_names, seed=seed)
 
 
 def save_picture(figure: Figure, path: Path) -> None:
@@ -176,27 +183,10 @@ def latent_figure(
     latents = torch.cat([model.encode(*part) for part in zip(x.split(256), y.split(256), strict=True)])
     figure = Figure(figsize=(8, 4.3), layout="constrained")
     panels = figure.subplots(1, 2)
-    points = {"PCA": _principal_components(latents), "UMAP": _umap(latents.double().numpy(), seed=seed)}
-    colors = colormaps["tab20" if len(class_names) > 10 else "tab10"]
+    points = {"PCA": _principal_components(latents), "UMAP": umap_points(latents, seed=seed)}
     for panel, (title, at) in zip(panels, points.items(), strict=True):
-        for k, name in enumerate(class_names):
-            own = at[y.numpy() == k]
-            marker = MARKERS[k % len(MARKERS)]
-            panel.scatter(*own.T, s=9, color=colors(k % colors.N), marker=marker, linewidths=0, label=name)
-        panel.set_title(title, fontsize=FONT_SIZE + 2)
-        panel.set_xticks([])
-        panel.set_yticks([])
-    handles, labels = panels[0].get_legend_handles_labels()
-    columns = min(len(class_names), 10)
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=FONT_SIZE,
-        markerscale=2,
-    )
+        scatter_classes(panel, at, y, class_names, title=title)
+    show_legend(figure, panels[0])
     return figure
 
 
@@ -205,19 +195,6 @@ def _principal_components(latents: Float[Tensor, "batch latent"]) -> Float[np.nd
     axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
     components: Float[np.ndarray, "batch 2"] = (centred @ axes.T).numpy()
     return components
-
-
-def _umap(latents: Float[np.ndarray, "batch latent"], *, seed: int) -> Float[np.ndarray, "batch 2"]:
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise ImportError(
-            "Expected umap-learn to be installed: pip install 'genrobust[show]'", name="umap"
-        ) from error
-    neighbours = min(15, len(latents) - 1)
-    reducer = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1, init="pca")
-    points: Float[np.ndarray, "batch 2"] = reducer.fit_transform(latents)
-    return points
 
 
 def _grid(rows: int, columns: int, *, below: bool = False) -> tuple[Figure, list[list[Axes]]]:

@@ -121,7 +121,9 @@ def train(
 def show(
     model: Annotated[str, typer.Argument(help="A shipped model; see `genrobust models`.")],
     dataset: Annotated[str, typer.Option(help="What it was trained on.")] = "digits",
-    what: Annotated[str, typer.Option(help="samples, reconstructions, or latent.")] = "reconstructions",
+    what: Annotated[
+        str, typer.Option(help="samples, reconstructions, latent or, of a purifier, clusters.")
+    ] = "reconstructions",
     out: Annotated[Path | None, typer.Option(help="The PNG to write.")] = None,
     images: Annotated[int | None, typer.Option(help="Samples a class, or images of the test set.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses images and samples.")] = 0,
@@ -130,7 +132,10 @@ def show(
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of <dataset>.npz.")] = None,
 ) -> None:
-    """Draw what a model draws: samples of every class, an image as every class would, the latent space."""
+    """Draw what a model draws: samples of every class, an image as every class would, the latent space.
+
+    Of a purified classifier: where clean and adversarial images are beside each other, and purified ones.
+    """
     from typing import cast
 
     from .benchmarks.pictures import What, draw_picture, save_picture

@@ -8,9 +8,11 @@ import typer.testing
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from genrobust import load_dataset
+from genrobust import Purified, load_dataset
+from genrobust.benchmarks.clusters import cluster_figure
 from genrobust.benchmarks.pictures import draw_picture, latent_figure, reconstruction_figure, sample_figure
 from genrobust.cli import app
+from genrobust.zoo import load_model
 
 Make = Callable[..., Any]
 NAMES = ("zero", "one", "two", "three")
@@ -75,14 +77,38 @@ def test_the_principal_components_are_those_of_the_latents(make_model: Make, ima
     assert sum(len(part.get_offsets()) for part in umap.collections) == 30
 
 
+@pytest.mark.slow
+def test_clusters_are_of_clean_and_attacked_images_before_and_behind_a_purifier() -> None:
+    pytest.importorskip("umap")
+    model = load_model("mad-vae-vanilla", dataset="digits")
+    assert isinstance(model, Purified)
+    digits = load_dataset("digits", "test")
+    x, y = digits.batch(slice(40))
+    figure = cluster_figure(model, x, y, digits.class_names)
+    assert len(figure.axes) == 12
+    bare, purified, latents = figure.axes[3:6]
+    assert all(sum(len(part.get_offsets()) for part in panel.collections) == 40 for panel in figure.axes)
+    assert bare.get_title().startswith("FGSM, images: ")
+    assert purified.get_title().removeprefix("FGSM, purified") == latents.get_title().removeprefix(
+        "FGSM, latents"
+    )
+    # Colours are decisions: points of a class are as many as the labels that were given.
+    decided = model.classifier.predict(x).labels.bincount(minlength=10).tolist()
+    assert [len(part.get_offsets()) for part in figure.axes[0].collections] == decided
+    shares = [float(panel.get_title().split(": ")[1].split("%")[0]) for panel in figure.axes[::3]]
+    assert shares[0] >= 90 > shares[1]
+    assert shares[3] == 0
+
+
 @pytest.mark.parametrize(
     ("name", "what", "images", "message"),
     [
-        ("deep-bayes", "weights", None, r"`what` out of \['latent', 'reconstructions', 'samples'\]"),
+        ("deep-bayes", "weights", None, r"`what` out of \['clusters', 'latent', 'recon"),
         ("deep-bayes", "samples", 0, "`images` of at least 1, but got 0"),
         ("mlp", "samples", None, "draws samples, but got MLP"),
         ("mlp", "reconstructions", None, "reconstructions, but got MLP"),
         ("mlp", "latent", None, "an encoder, but got MLP"),
+        ("mlp", "clusters", None, "a purifier, but got MLP"),
         ("deep-bayes", "latent", 3, "at least 4 images for a latent space, but got 3"),
     ],
 )

@@ -18,7 +18,7 @@ from ..randomness import isolated_rng
 from ..storage import write_atomically
 from ..views import attack_view
 
-__all__ = ["PairsConfig", "adversarial_pairs", "random_fgsm"]
+__all__ = ["PairsConfig", "adversarial_pairs", "pair_attacks", "random_fgsm"]
 
 CHUNK = 250  # images a file: what a kill costs
 
@@ -139,7 +139,7 @@ def _jobs(
     classifier: Classifier, size: int, config: PairsConfig
 ) -> list[tuple[str, Int[Tensor, " images"], Attack]]:
     """Give name, rows of the data set and attack of every file."""
-    fgsm, carlini_wagner = _foolbox_attacks(classifier, config)
+    fgsm, carlini_wagner = pair_attacks(classifier, config)
     settings: list[tuple[str, int, Attack]] = [("clean", config.clean_images, _unchanged)]
     for epsilon in config.epsilons:
         rest = partial(random_fgsm, fgsm, epsilon=epsilon, alpha=config.random_step)
@@ -174,10 +174,16 @@ def _crafted(
     return load_file(path)["images"]
 
 
-def _foolbox_attacks(
+def pair_attacks(
     classifier: Classifier, config: PairsConfig
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Give FGSM and C&W as functions of images, classes, and epsilon or confidence."""
+    """Give FGSM and C&W as functions of images, classes, and `epsilon` or `confidence`; images on the CPU.
+
+    Where C&W finds nothing, the image comes back as it was.
+
+    Raises:
+        ImportError: If Foolbox is not installed.
+    """
     try:
         import foolbox
     except ImportError as error:

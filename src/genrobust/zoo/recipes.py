@@ -171,12 +171,15 @@ def _by_synthesis(model: str, dataset: str) -> ABS | EABS:
 def _vade(model: str, dataset: str) -> VaDEClassifier:
     """Build LeNet for 28 x 28 and VGG-16 for 32 x 32 pixels, with the constant variance of section 3.5.
 
+    The paper does not give the variance. The smaller it is, the more the latents are spent on pixels and the
+    less on classes: on MNIST, 98.3 % of 10,000 images with 0.1, and 98.8 with 2.
+
     Decided by the bound proper: the likelihood at the mean alone prefers latents whose neighbours explain
-    nothing, and on MNIST falls from 98.6 to 95.4 % (1,000 images) as it is optimised.
+    nothing, and falls from 98.6 to 95.4 % as it is optimised (1,000 MNIST images, variance 0.1).
     """
     del model
     info = dataset_info(dataset)
-    config = VaDEConfig(num_classes=info.num_classes, variance=0.1, variational=True)
+    config = VaDEConfig(num_classes=info.num_classes, variance=2.0, variational=True)
     if info.input_shape != config.architecture.input_shape:
         arch = _narrowed(architecture("vgg16-cifar"), _VGG_SHARES.get(dataset, 1))
         config = replace(config, architecture=_of_shape(arch, info.input_shape))
@@ -387,8 +390,8 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("comdefend", "digits"): {"epochs": 12, "batch_size": 16, "halve_every": 4},
     ("comdefend", "mnist"): {"epochs": 2, "batch_size": 64, "halve_every": 1, "precision": "bf16-mixed"},
     ("vade", "digits"): {"epochs": 80, "batch_size": 64, "halve_every": 27, "noise_std": 0.0},
-    ("vade", "mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
-    ("vade", "fashion_mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
+    ("vade", "mnist"): {"epochs": 40, "batch_size": 256, "halve_every": 13, "noise_std": 0.0},
+    ("vade", "fashion_mnist"): {"epochs": 60, "batch_size": 256, "halve_every": 12, "noise_std": 0.0},
     ("vade", "cifar2"): {"epochs": 60, "batch_size": 128, "halve_every": 20, "noise_std": 0.0},
     ("adv-linf", "mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
     ("adv-l2", "mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
