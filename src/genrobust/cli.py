@@ -256,7 +256,8 @@ def main() -> None:
         app()
     except (ValueError, FileNotFoundError, ImportError) as error:
         message = str(error)
-        if isinstance(error, ModuleNotFoundError):
-            message = f"Expected {error.name} to be installed: pip install 'genrobust[all]'"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            message = f"Expected {package} to be installed: pip install 'genrobust[all]'"
         Console(stderr=True).print("[red]Error:[/red]", escape(message), highlight=False)
         raise SystemExit(2) from error
