@@ -1,5 +1,7 @@
 """Halves share no image, and an epsilon is the smallest that works on the surrogate."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from genrobust import Classifier, load_dataset
-from genrobust.benchmarks.transfer import halves, smallest_effective_epsilon
+from genrobust.benchmarks.transfer import halves, main, smallest_effective_epsilon
+from genrobust.zoo import load_model, save_model
 
 
 class Brightness(Classifier):
@@ -51,3 +54,20 @@ def test_the_smallest_epsilon_of_the_grid_that_leaves_the_surrogate_five_percent
     assert torch.equal(images, x + epsilon)
     assert tried == sorted(tried)
     assert tried[-1] == epsilon
+
+
+def test_vade_is_judged_from_the_encoder_and_from_a_search_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, model in {"surrogate": "cnn", "cnn": "cnn", "vade": "vade"}.items():
+        (tmp_path / name).mkdir()
+        save_model(load_model(model, dataset="digits"), tmp_path / name / "model.safetensors")
+    few = ["--images", "8", "--cw-steps", "2", "--candidates", "20"]
+    main(["--folder", str(tmp_path), "--dataset", "digits", *few])
+    rows = json.loads((tmp_path / "transfer.json").read_text())
+    assert [row["attack"] for row in rows] == ["clean", "FGSM", "DeepFool", "C&W-L2", "MI-FGSM"]
+    assert all(list(row["accuracy"]) == ["surrogate", "cnn", "vade", "vade-searched"] for row in rows)
+    assert rows[0]["accuracy"]["surrogate"] >= 0.8
+    assert rows[2]["accuracy"]["surrogate"] == rows[2]["accuracy"]["cnn"] == 0.0
+    assert rows[2]["accuracy"]["vade"] > 0.3
+    assert "vade-searched" in capsys.readouterr().out
