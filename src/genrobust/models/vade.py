@@ -85,8 +85,8 @@ class VaDEClassifier(LatentClassifier):
     proper, with the variance optimised too, estimated with a draw.
 
     Inference starts from the encoder's proposal (section 3.4) and ends in an optimum near it, also where an
-    attack has moved the proposal: the decision is then the encoder's. `with_inference(candidates=2000)` starts
-    from the best of so many latents of every class too, and is much nearer to exact.
+    attack has moved the proposal: the decision is then the encoder's. `with_inference(candidates=2000)` has
+    it start from the best of so many latents of every class too, and is much nearer to exact.
 
     Shapes: x (B, C, H, W), latents (B, K, D), scores (B, K).
 

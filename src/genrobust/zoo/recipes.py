@@ -172,10 +172,10 @@ def _vade(model: str, dataset: str) -> VaDEClassifier:
     """Build LeNet for 28 x 28 and VGG-16 for 32 x 32 pixels, with the constant variance of section 3.5.
 
     The paper does not give the variance. The smaller it is, the more the latents are spent on pixels, and the
-    less on classes: on MNIST, 98.3 % of 10,000 images with 0.1, and 98.8 with 2. The larger, the less an image
-    says against a class, and the further inference from the encoder's proposal is from exact: with 2,000
-    random latents a class to start from too, 94 and 76 % of the first 100. Ours is between them, 1/2 where
-    there are 28 x 28 pixels, and as much more as there are more values.
+    less on classes: on MNIST, 98.3 % of 10,000 images with 0.1, and 98.8 with 2. The larger, the less an
+    image says against a class, and the further inference from the encoder's proposal is from exact: with
+    2,000 random latents a class to start from too, 94 and 76 % of 100. Ours is between them: 1/2 for 28 x 28
+    pixels, and as much more as there are more values.
 
     Decided by the bound proper: the likelihood at the mean alone prefers latents whose neighbours explain
     nothing, and falls from 98.6 to 95.4 % as it is optimised (1,000 MNIST images, variance 0.1).
