@@ -37,7 +37,7 @@ BOTH = [
     *PURIFIERS,
 ]
 SHIPPED = [(name, dataset) for name in BOTH for dataset in ("digits", "mnist")]
-SHIPPED += [("adv-l2", "mnist"), ("adv-linf", "mnist")]
+SHIPPED += [("adv-l2", "mnist"), ("adv-linf", "mnist"), ("vade", "cifar2")]
 SHIPPED += [("deep-bayes-mlp", "digits"), ("gmvae", "coil20")]
 SHIPPED += [(f"substitute-{letter}", "mnist") for letter in "abcde"]
 
