@@ -1,4 +1,6 @@
-"""Where images are beside each other, by UMAP: clean and attacked, before a purifier and behind it."""
+"""Where images are beside each other: in a latent space, and attacked, before a purifier and behind it."""
+
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,13 +16,53 @@ from ..purification import Purified
 from ..randomness import isolated_rng
 from ..zoo.pairs import PairsConfig, pair_attacks, random_fgsm
 
-__all__ = ["cluster_figure", "scatter_classes", "show_legend", "umap_points"]
+__all__ = ["Encodes", "cluster_figure", "latent_figure"]
 
 FONT_SIZE = 8
 MARKERS = "osD^vPX<>*"
 EPSILON = 0.3
-# The picture shows that C&W succeeds, not how near: a tenth of its published steps does it.
+# The picture shows that C&W succeeds, not how near: few of its published steps do it.
 ATTACKS = PairsConfig(cw_searches=4, cw_steps=100, cw_step_size=0.05, cw_constant=1.0)
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A model that can say where images are in its latent space."""
+
+    def encode(
+        self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Give the mean of q(z | x), or of q(z | x, y)."""
+        ...
+
+
+@torch.no_grad()
+def latent_figure(
+    model: Classifier,
+    x: Float[Tensor, "batch channels height width"],
+    y: Int[Tensor, " batch"],
+    class_names: tuple[str, ...],
+    *,
+    seed: int = 0,
+) -> Figure:
+    """Draw where images are in the latent space, by PCA and by UMAP (McInnes et al. 2018).
+
+    Raises:
+        ValueError: If the model has no `encode`, or there are fewer than 4 images.
+        ImportError: If umap-learn is not installed.
+    """
+    if not isinstance(model, Encodes):
+        raise ValueError(f"Expected a model with an encoder, but got {type(model).__name__}")
+    if len(x) < 4:
+        raise ValueError(f"Expected at least 4 images for a latent space, but got {len(x)}")
+    latents = torch.cat([model.encode(*part) for part in zip(x.split(256), y.split(256), strict=True)])
+    figure = Figure(figsize=(8, 4.3), layout="constrained")
+    panels = figure.subplots(1, 2)
+    points = {"PCA": _principal_components(latents), "UMAP": _umap_points(latents, seed=seed)}
+    for panel, (title, at) in zip(panels, points.items(), strict=True):
+        _scatter_classes(panel, at, y, class_names, title=title)
+    _show_legend(figure, panels[0])
+    return figure
 
 
 def cluster_figure(
@@ -52,10 +94,10 @@ def cluster_figure(
         for panel, (title, points, decided) in zip(row, _stages(model, images), strict=True):
             right = float((decided == y).double().mean())
             heading = f"{source}, {title}: {right:.0%} right"
-            scatter_classes(
-                panel, umap_points(points.flatten(1), seed=seed), decided, class_names, title=heading
+            _scatter_classes(
+                panel, _umap_points(points.flatten(1), seed=seed), decided, class_names, title=heading
             )
-    show_legend(figure, panels[0][0])
+    _show_legend(figure, panels[0][0])
     return figure
 
 
@@ -71,7 +113,7 @@ def _stages(
     return stages
 
 
-def umap_points(latents: Float[Tensor, "batch latent"], *, seed: int) -> Float[np.ndarray, "batch 2"]:
+def _umap_points(latents: Float[Tensor, "batch latent"], *, seed: int) -> Float[np.ndarray, "batch 2"]:
     """Give points in two dimensions, near each other where the given ones are (McInnes et al. 2018).
 
     Raises:
@@ -89,7 +131,14 @@ def umap_points(latents: Float[Tensor, "batch latent"], *, seed: int) -> Float[n
     return points
 
 
-def scatter_classes(
+def _principal_components(latents: Float[Tensor, "batch latent"]) -> Float[np.ndarray, "batch 2"]:
+    centred = latents.double() - latents.double().mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+    components: Float[np.ndarray, "batch 2"] = (centred @ axes.T).numpy()
+    return components
+
+
+def _scatter_classes(
     panel: Axes,
     points: Float[np.ndarray, "batch 2"],
     y: Int[Tensor, " batch"],
@@ -109,7 +158,7 @@ def scatter_classes(
     panel.set_yticks([])
 
 
-def show_legend(figure: Figure, panel: Axes) -> None:
+def _show_legend(figure: Figure, panel: Axes) -> None:
     """Draw the classes of a panel below all of them."""
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
@@ -16,14 +15,12 @@ from ..classifier import Classifier, GenerativeClassifier
 from ..data import ImageDataset
 from ..selective import Reconstructs
 from ..storage import write_atomically
-from .clusters import cluster_figure, scatter_classes, show_legend, umap_points
+from .clusters import FONT_SIZE, cluster_figure, latent_figure
 
 __all__ = [
-    "Encodes",
     "Samples",
     "What",
     "draw_picture",
-    "latent_figure",
     "reconstruction_figure",
     "sample_figure",
     "save_picture",
@@ -32,7 +29,6 @@ __all__ = [
 What = Literal["samples", "reconstructions", "latent", "clusters"]
 
 CELL = 0.62  # inches
-FONT_SIZE = 8
 DECIDED, LABEL = "#D55E00", "#0072B2"  # Okabe and Ito: told apart with every common colour blindness
 _DEFAULT_IMAGES: Mapping[str, int] = {
     "samples": 10,
@@ -50,17 +46,6 @@ class Samples(Protocol):
         self, per_class: int, *, generator: torch.Generator
     ) -> Float[Tensor, "classes samples channels height width"]:
         """Draw images of every class."""
-        ...
-
-
-@runtime_checkable
-class Encodes(Protocol):
-    """A model that can say where images are in its latent space."""
-
-    def encode(
-        self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch latent"]:
-        """Give the mean of q(z | x), or of q(z | x, y)."""
         ...
 
 
@@ -159,42 +144,6 @@ def reconstruction_figure(
             elif k == y[row]:
                 _frame(cell, LABEL, "-")
     return figure
-
-
-@torch.no_grad()
-def latent_figure(
-    model: Classifier,
-    x: Float[Tensor, "batch channels height width"],
-    y: Int[Tensor, " batch"],
-    class_names: tuple[str, ...],
-    *,
-    seed: int = 0,
-) -> Figure:
-    """Draw where images are in the latent space, by PCA and by UMAP (McInnes et al. 2018).
-
-    Raises:
-        ValueError: If the model has no `encode`, or there are fewer than 4 images.
-        ImportError: If umap-learn is not installed.
-    """
-    if not isinstance(model, Encodes):
-        raise ValueError(f"Expected a model with an encoder, but got {type(model).__name__}")
-    if len(x) < 4:
-        raise ValueError(f"Expected at least 4 images for a latent space, but got {len(x)}")
-    latents = torch.cat([model.encode(*part) for part in zip(x.split(256), y.split(256), strict=True)])
-    figure = Figure(figsize=(8, 4.3), layout="constrained")
-    panels = figure.subplots(1, 2)
-    points = {"PCA": _principal_components(latents), "UMAP": umap_points(latents, seed=seed)}
-    for panel, (title, at) in zip(panels, points.items(), strict=True):
-        scatter_classes(panel, at, y, class_names, title=title)
-    show_legend(figure, panels[0])
-    return figure
-
-
-def _principal_components(latents: Float[Tensor, "batch latent"]) -> Float[np.ndarray, "batch 2"]:
-    centred = latents.double() - latents.double().mean(0)
-    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
-    components: Float[np.ndarray, "batch 2"] = (centred @ axes.T).numpy()
-    return components
 
 
 def _grid(rows: int, columns: int, *, below: bool = False) -> tuple[Figure, list[list[Axes]]]:

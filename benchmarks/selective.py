@@ -26,7 +26,7 @@ from ..classifier import Classifier
 from ..data import load_dataset
 from ..models.gmvae import GMVAE
 from ..randomness import isolated_rng
-from ..selective import Detector, SelectiveClassifier, decide, read_detectors, reclassify, risk_coverage
+from ..selective import Detector, SelectiveClassifier, read_detectors, reclassify, risk_coverage
 from ..storage import write_json
 from ..zoo import load_detectors, load_model, read_model
 from ..zoo.building import calibrate_thresholds
@@ -150,9 +150,10 @@ def _clean(
     rejected = decided == classifier.num_classes
     plain = float((forced == y).double().mean())
     first = count(decided, y)
-    again = count(_by_parts(lambda part: reclassify(classifier, part).labels, x[rejected]), y[rejected])
-    overall = count(_by_parts(lambda part: decide(classifier, part), x), y)
-    labelled = count(_by_parts(lambda part: decide(classifier, part, reject_fooling=False), x), y)
+    strict, forced_too = _reclassified(classifier, x[rejected])
+    again = count(strict, y[rejected])
+    overall = count(decided.masked_scatter(rejected, strict), y)
+    labelled = count(decided.masked_scatter(rejected, forced_too), y)
     area = risk_coverage(margins, forced != y).area
     _say(f"{len(x)} clean images: accuracy without thresholds {plain:.2%}", published.get("plain"))
     _say(f"  with thresholds: {first}", published.get("selective"))
@@ -193,9 +194,8 @@ def _against_encoder(
         decided = _decisions(classifier, images)
         rejected = decided == classifier.num_classes
         plain, selective = count(_decisions(model, images), y), count(decided, y)
-        images, classes = images[rejected], y[rejected]
-        strict = count(reclassify(classifier, images).labels, classes)
-        forced = count(reclassify(classifier, images, reject_fooling=False).labels, classes)
+        again = _reclassified(classifier, images[rejected])
+        strict, forced = (count(labels, y[rejected]) for labels in again)
         _say(f"FGSM on the encoder, epsilon {epsilon:.2f}, {len(x)} images: {selective}")
         _say(f"  without thresholds: {plain}")
         _say(f"  the {int(rejected.sum())} rejected, reclassified: {strict}")
@@ -254,6 +254,14 @@ def _masked(model: Classifier, x: Images, y: Labels) -> float:
         for images, labels in parts
     ]
     return float(torch.cat(found).double().mean())
+
+
+def _reclassified(classifier: SelectiveClassifier, x: Images) -> tuple[Labels, Labels]:
+    """Label rejected images by their latents: with fooling images still rejected, and every one."""
+    found = [reclassify(classifier, part, reject_fooling=False) for part in x.split(BATCH)]
+    labels = torch.cat([part.labels for part in found])
+    fooling = torch.cat([part.fooling for part in found])
+    return torch.where(fooling, classifier.num_classes, labels), labels
 
 
 def _decisions(model: Classifier, x: Images) -> Labels:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from genrobust import Purified, load_dataset
-from genrobust.benchmarks.clusters import cluster_figure
-from genrobust.benchmarks.pictures import draw_picture, latent_figure, reconstruction_figure, sample_figure
+from genrobust.benchmarks.clusters import cluster_figure, latent_figure
+from genrobust.benchmarks.pictures import draw_picture, reconstruction_figure, sample_figure
 from genrobust.cli import app
 from genrobust.zoo import load_model
 

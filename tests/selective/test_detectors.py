@@ -17,6 +17,7 @@ from genrobust.randomness import isolated_rng
 from genrobust.selective import (
     Detector,
     calibrate_detector,
+    class_scores_of,
     optimized_reconstruction,
     read_detectors,
     reconstruction,
@@ -148,6 +149,18 @@ def test_no_more_than_the_stated_share_of_the_calibration_images_is_flagged() ->
         x, y = drawn(model, count)
         detector = calibrate_detector("marginal", model, x, y)
         assert int(detector.flags(model, x, y).sum()) == count - math.ceil(0.95 * (count + 1))
+
+
+@pytest.mark.parametrize("evidence", ["marginal", "logit", "kl"])
+def test_class_scores_that_are_known_calibrate_the_same_detector(evidence: Any) -> None:
+    model = Gaussians()
+    x, y = drawn(model, 600)
+    scores = class_scores_of(model, x)
+    torch.testing.assert_close(scores, model.class_scores(x))
+    known = calibrate_detector(evidence, model, x, y, class_scores=scores)
+    assert known == calibrate_detector(evidence, model, x, y)
+    other = calibrate_detector(evidence, model, x, y, class_scores=2 * scores)
+    assert other.thresholds != known.thresholds
 
 
 def test_too_few_images_for_the_rate() -> None:
