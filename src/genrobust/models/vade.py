@@ -86,7 +86,9 @@ class VaDEClassifier(LatentClassifier):
 
     Inference starts from the encoder's proposal (section 3.4) and ends in an optimum near it, also where an
     attack has moved the proposal: the decision is then the encoder's. `with_inference(candidates=2000)` has
-    it start from the best of so many latents of every class too, and is much nearer to exact.
+    it start from the best of so many latents of every class too, and is much nearer to exact. The envelope
+    gradient takes the optimum as given and does not see the encoder either: by default, transferred examples
+    can be stronger than white-box ones, so that a white-box number alone overstates robustness.
 
     Shapes: x (B, C, H, W), latents (B, K, D), scores (B, K).
 
