@@ -258,9 +258,9 @@ def test_bench_lists_the_suites() -> None:
 
 
 def test_missing_weights_are_named_before_anything_runs(tmp_path: Path) -> None:
-    options = BenchOptions(suite="eabs-table1", folder=tmp_path, out=tmp_path / "run")
+    options = BenchOptions(suite="eabs-table3", folder=tmp_path, out=tmp_path / "run")
     with pytest.raises(
-        ValueError, match=r"adv-linf.*genrobust train adv-linf --dataset mnist.*--skip-missing"
+        ValueError, match=r"adv-linf.*genrobust train adv-linf --dataset gtsrb10.*--skip-missing"
     ):
         run_bench(options)
     with pytest.raises(ValueError, match="`device`"):
