@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrobust import Envelope, Estimated, InferenceBudget, Unrolled, expectation
+from genrobust import Automatic, Envelope, Estimated, InferenceBudget, Proposal, Unrolled, expectation
 from genrobust.gradients import surrogate_gradient
 from genrobust.inference import Posterior, refine
 from genrobust.randomness import FixedNoise, FreshNoise
@@ -16,10 +16,17 @@ Make = Callable[..., Any]
 each_model = pytest.mark.parametrize("name", ["abs", "eabs"])
 
 
-@pytest.fixture(params=["envelope", "unrolled", "estimated"])
+STRATEGIES = {
+    "envelope": Envelope(),
+    "proposal": Proposal(),
+    "unrolled": Unrolled(steps=2),
+    "estimated": Estimated(samples=3),
+}
+
+
+@pytest.fixture(params=STRATEGIES)
 def strategy(request: pytest.FixtureRequest) -> Any:
-    strategies = {"envelope": Envelope(), "unrolled": Unrolled(steps=2), "estimated": Estimated(samples=3)}
-    return strategies[request.param]
+    return STRATEGIES[request.param]
 
 
 def budget(**settings: Any) -> InferenceBudget:
@@ -151,6 +158,35 @@ def test_no_weight_collects_a_gradient(name: str, strategy: Any, make_model: Mak
     assert x.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# Proposal.
+
+
+@each_model
+def test_the_gradient_at_the_proposal_goes_through_the_encoder(
+    name: str, make_model: Make, images: Make
+) -> None:
+    # Without refinement the score is a function of x that can be differenced.
+    model = make_model(name, dtype=torch.float64).with_inference(candidates=0, encoder_proposal=True, steps=0)
+    x = images(model, 1)
+    leaf = x.clone().requires_grad_()
+    gradients = class_gradients(Proposal().scores(model, leaf), leaf)
+    differences = finite_differences(
+        lambda rows: torch.cat([Envelope().scores(model, row[None]) for row in rows]), x, step=1e-5
+    )
+    assert relative_error(gradients, differences) < 1e-5
+    masked = class_gradients(Envelope().scores(model, leaf), leaf)
+    assert relative_error(masked, differences) > 1e-4
+
+
+def test_an_encoder_that_alone_decides_is_not_masked(make_model: Make, images: Make) -> None:
+    searched = make_model("abs", dtype=torch.float64)
+    encoded = searched.with_inference(candidates=0, encoder_proposal=True)
+    for model, strategy in ((searched, Envelope()), (encoded, Proposal())):
+        x = images(model, 2).requires_grad_()
+        chosen, expected = (class_gradients(s.scores(model, x), x) for s in (Automatic(), strategy))
+        torch.testing.assert_close(chosen, expected)
 
 
 # Unrolled.
@@ -315,7 +351,14 @@ def test_gradients_stay_enabled_or_disabled_as_they_were(
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("envelope", Envelope), ("unrolled", Unrolled), ("estimated", Estimated)]
+    ("name", "kind"),
+    [
+        ("auto", Automatic),
+        ("envelope", Envelope),
+        ("estimated", Estimated),
+        ("proposal", Proposal),
+        ("unrolled", Unrolled),
+    ],
 )
 def test_a_strategy_is_known_by_its_name(name: str, kind: type[Any]) -> None:
     assert isinstance(surrogate_gradient(name), kind)
@@ -327,7 +370,7 @@ def test_a_strategy_stays_itself(strategy: Any) -> None:
 
 def test_unknown_strategy(make_model: Make) -> None:
     with pytest.raises(
-        ValueError, match=r"`gradient` out of \['envelope', 'estimated', 'unrolled'\], but got 'bpda'"
+        ValueError, match=r"`gradient` out of \['auto', 'envelope', 'estimated', 'proposal', 'unrolled'\]"
     ):
         make_model("abs").with_gradient("bpda")
 

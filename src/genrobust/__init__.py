@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .classifier import Classifier, GenerativeClassifier, Prediction
-from .gradients import Envelope, Estimated, Expectation, Unrolled, expectation
+from .gradients import Automatic, Envelope, Estimated, Expectation, Proposal, Unrolled, expectation
 from .inference import InferenceBudget
 from .models.abs import ABS, ABSConfig
 from .models.baselines import (
@@ -62,6 +62,7 @@ __all__ = [
     "ABSConfig",
     "Adversary",
     "Architecture",
+    "Automatic",
     "BayesianMLP",
     "BayesianMLPConfig",
     "CNNConfig",
@@ -86,6 +87,7 @@ __all__ = [
     "PoolCNN",
     "PoolCNNConfig",
     "Prediction",
+    "Proposal",
     "Purified",
     "Purifier",
     "SelectiveClassifier",

@@ -18,10 +18,12 @@ from .likelihood import log_mean_exp
 from .randomness import Mode, NoiseSource
 
 __all__ = [
+    "Automatic",
     "Envelope",
     "Estimated",
     "Expectation",
     "LatentModel",
+    "Proposal",
     "SurrogateGradient",
     "Unrolled",
     "expectation",
@@ -55,6 +57,10 @@ class LatentModel(Protocol):
 
     def search(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
         """Find where refinement starts."""
+        ...
+
+    def propose(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+        """Give the encoder's output for every class, differentiable in `x`."""
         ...
 
     def remember(
@@ -102,6 +108,44 @@ class Envelope:
             return -(objective.observation.cost(x[:, None], outputs) + prior_term), posterior
 
         return _in_chunks(model, x, score, rows=_refined_rows(objective, budget, like=x))
+
+
+@final
+@dataclass(frozen=True)
+class Proposal:
+    """The gradient of the score at the encoder's proposal, a function of x: it goes through the encoder.
+
+    Refinement that starts at the proposal alone ends in an optimum near it, also where an attack has moved
+    the proposal. The envelope takes that optimum as given, so that it masks the encoder, which decided. Here
+    refinement is the identity of the backward pass: BPDA (Athalye et al. 2018).
+    """
+
+    def scores(
+        self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give -l_k(x) after refinement, with the gradient of -l_k(x) before it."""
+        scores = Envelope().scores(model, x.detach())
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return scores
+        objective = model.objective
+        rows = objective.rows_per_chunk(model.budget.max_bytes, like=x)
+        losses = [
+            objective.at(part, model.propose(part), model.noise.stream(part=1)) for part in x.split(rows)
+        ]
+        return straight_through(-torch.cat(losses), scores)
+
+
+@final
+@dataclass(frozen=True)
+class Automatic:
+    """The gradient through the encoder where inference starts from it alone; the envelope's elsewhere."""
+
+    def scores(
+        self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give -l_k(x), with the gradient that its budget asks for."""
+        strategy = Envelope() if model.budget.candidates else Proposal()
+        return strategy.scores(model, x)
 
 
 @final
@@ -244,7 +288,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def surrogate_gradient(gradient: str | SurrogateGradient) -> SurrogateGradient:
-    """Give a strategy by name (`"envelope"`, `"unrolled"`, `"estimated"`), or the strategy itself.
+    """Give a strategy by name, `"envelope"`, `"proposal"` and so on, or the strategy itself.
 
     Raises:
         ValueError: If there is none of that name.
@@ -252,9 +296,11 @@ def surrogate_gradient(gradient: str | SurrogateGradient) -> SurrogateGradient:
     if not isinstance(gradient, str):
         return gradient
     strategies: dict[str, Callable[[], SurrogateGradient]] = {
+        "auto": Automatic,
         "envelope": Envelope,
-        "unrolled": Unrolled,
         "estimated": Estimated,
+        "proposal": Proposal,
+        "unrolled": Unrolled,
     }
     if gradient not in strategies:
         raise ValueError(f"Expected `gradient` out of {sorted(strategies)}, but got {gradient!r}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from victims import bright_images, spread_decisions
 
-from genrobust import Estimated, Unrolled, expectation
+from genrobust import Estimated, Unrolled, expectation, load_dataset, load_model, verify
 from genrobust.randomness import isolated_rng
 from genrobust.views import InvalidQueryWarning
 
@@ -272,6 +272,19 @@ def test_attacks_take_any_surrogate_gradient(name: str, gradient: Any, make_vict
     )
     assert_valid(model, x, labels, clipped, success)
     assert (losses(model, clipped, labels) > losses(model, x, labels)).all()
+
+
+def test_the_default_gradient_finds_what_the_envelope_masks() -> None:
+    images, labels = load_dataset("digits", "test").batch(slice(50))
+    model = load_model("vade", dataset="digits")
+    attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.1)
+    left = []
+    for attacked in (model.with_gradient("envelope"), model):
+        _, adversarial, _ = run_attack(attack, wrap_for_foolbox(attacked), images, labels, epsilons=0.1)
+        verdict = verify(model, images, labels, adversarial, "linf", 0.1)
+        left.append(1 - float(verdict.success.float().mean()))
+    masked, honest = left
+    assert honest < 0.5 * masked
 
 
 @each_model

@@ -141,7 +141,7 @@ def test_models_that_search_draw_what_they_search(name: str, make_model: Make, i
         assert (losses >= distances * (1 - 1e-4)).all()
         assert (losses - distances).abs().max() > 1e-3
     y = torch.tensor([2, 0, 1])
-    proposal = model._proposal(x).mean
+    proposal = model.propose(x).mean
     torch.testing.assert_close(model.encode(x, y), proposal[torch.arange(3), y])
 
 

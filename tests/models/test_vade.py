@@ -192,7 +192,7 @@ def test_the_envelope_gradient_is_that_of_the_scores(
     model = model.with_inference(candidates=0, steps=300, tolerance=1e-12, trailing_tolerance=0)
     x, step = images(model, 1), 1e-4
     leaf = x.clone().requires_grad_()
-    scores = model.class_scores(leaf)
+    scores = model.with_gradient("envelope").class_scores(leaf)
     gradients = torch.stack([torch.autograd.grad(s, leaf, retain_graph=True)[0][0] for s in scores[0]])
     directions = torch.randn((6, *x.shape[1:]), generator=seeded(0), dtype=x.dtype)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_the_envelope_gradient_is_that_of_the_scores(
     assert (expected - differences).norm() < 0.01 * differences.norm()
 
 
-@pytest.mark.parametrize("gradient", ["envelope", "unrolled", "estimated"])
+@pytest.mark.parametrize("gradient", ["auto", "envelope", "proposal", "unrolled", "estimated"])
 def test_surrogate_gradients_have_one_score(gradient: str, make_model: Make, images: Make) -> None:
     model = make_model("vade", dtype=torch.float64).with_inference(method="adam")
     x = images(model, 3).requires_grad_()

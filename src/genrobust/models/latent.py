@@ -147,7 +147,7 @@ class LatentClassifier(GenerativeClassifier):
         self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch latent"]:
         """Give the encoder's mean; of the class's own encoder, where each has one."""
-        return self._proposal(self.check(x)).mean[torch.arange(len(x), device=x.device), y]
+        return self.propose(self.check(x)).mean[torch.arange(len(x), device=x.device), y]
 
     @torch.no_grad()
     def search(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
@@ -186,7 +186,7 @@ class LatentClassifier(GenerativeClassifier):
     ) -> Posterior:
         proposals = [memory.posterior] if memory is not None else []
         if self.budget.encoder_proposal:
-            proposals.append(self._proposal(x))
+            proposals.append(self.propose(x))
         if self.budget.candidates:
             start, loss = self._codebook(x).search(x)
         else:
@@ -229,7 +229,8 @@ class LatentClassifier(GenerativeClassifier):
         """False where the last call left a class as the search found it; None where it refined all."""
         return self._refined
 
-    def _proposal(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+    def propose(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
+        """Give the encoder's output for every class, differentiable in `x`."""
         images = x[:, None].expand(-1, self.encoders.encoders, -1, -1, -1)
         mean, log_variance = (part.expand(-1, self.num_classes, -1) for part in self.encoders(images))
         return Posterior(mean, log_variance if self.variational else None)
@@ -305,7 +306,8 @@ class LatentClassifier(GenerativeClassifier):
         """Give a variant that shares the weights and hands attackers another surrogate gradient.
 
         Args:
-            gradient: `"envelope"`, `"unrolled"`, `"estimated"`, or a strategy with its own settings.
+            gradient: `"envelope"`, `"proposal"`, `"auto"`, `"unrolled"`, `"estimated"`, or a strategy with
+                its own settings.
         """
         return self._variant(gradient=surrogate_gradient(gradient))
 

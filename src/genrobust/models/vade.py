@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..gradients import Automatic
 from ..inference import ClassPrior, InferenceBudget, observation
 from ..likelihood import kl_between_normals
 from ..nets import ARCHITECTURES, Architecture, DecoderBank, EncoderBank
@@ -85,10 +86,10 @@ class VaDEClassifier(LatentClassifier):
     proper, with the variance optimised too, estimated with a draw.
 
     Inference starts from the encoder's proposal (section 3.4) and ends in an optimum near it, also where an
-    attack has moved the proposal: the decision is then the encoder's. `with_inference(candidates=2000)` has
-    it start from the best of so many latents of every class too, and is much nearer to exact. The envelope
-    gradient takes the optimum as given and does not see the encoder either: by default, transferred examples
-    can be stronger than white-box ones, so that a white-box number alone overstates robustness.
+    attack has moved the proposal: the decision is then the encoder's. The default gradient therefore goes
+    through the encoder (`Proposal`): with the envelope's, which takes the optimum as given, PGD misses nearly
+    every adversarial example. `with_inference(candidates=2000)` has inference start from the best of so many
+    latents of every class too: it is much nearer to exact, and the default gradient is the envelope's there.
 
     Shapes: x (B, C, H, W), latents (B, K, D), scores (B, K).
 
@@ -127,6 +128,7 @@ class VaDEClassifier(LatentClassifier):
             budget=config.inference,
         )
         self.config = config
+        self.gradient = Automatic()
 
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:

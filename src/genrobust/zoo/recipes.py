@@ -382,6 +382,10 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     },
     **{(name, "digits"): {"epochs": 10, "batch_size": 32, "halve_every": 4} for name in _MAD_VAES},
     **{
+        (f"mad-vae-{name}", "digits"): {"epochs": 20, "batch_size": 32, "halve_every": 7}
+        for name in ("vanilla", "combined")
+    },
+    **{
         (name, "mnist"): {
             "epochs": 3,
             "batch_size": 64,
@@ -390,6 +394,13 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
             "precision": "bf16-mixed",
         }
         for name in _MAD_VAES
+    },
+    ("mad-vae-classification", "mnist"): {
+        "epochs": 5,
+        "batch_size": 64,
+        "halve_every": 2,
+        "validation_fraction": 0.05,
+        "precision": "bf16-mixed",
     },
     ("comdefend", "digits"): {"epochs": 12, "batch_size": 16, "halve_every": 4},
     ("comdefend", "mnist"): {"epochs": 2, "batch_size": 64, "halve_every": 1, "precision": "bf16-mixed"},
