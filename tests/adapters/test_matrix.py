@@ -1,4 +1,4 @@
-"""Every attack of every toolkit against a CNN, ABS and E-ABS with shipped weights, on digits.
+"""Every attack of every toolkit against a CNN, ABS, E-ABS and VaDE with shipped weights, on digits.
 
 By default a subset runs: of every toolkit the first attack by gradients in each of Linf and L2. `-m matrix`
 runs the rest, of which some ask a model for thousands of answers.
@@ -21,7 +21,12 @@ from genrobust.views import InvalidQueryWarning
 IMAGES = 8
 ENOUGH = 6  # images that an attack has to fool the CNN on, unless its entry says why it cannot
 EPSILONS: dict[str, float] = {"linf": 0.3, "l2": 4.0, "l1": 60.0, "l0": 80.0}
-BUDGET = {"candidates": 200, "steps": 2}
+BUDGETS: dict[str, dict[str, int]] = {
+    "cnn": {},
+    "abs": {"candidates": 200, "steps": 2},
+    "eabs": {"candidates": 200, "steps": 2},
+    "vade": {"steps": 2},
+}
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::RuntimeWarning"
@@ -34,7 +39,7 @@ def entries() -> Iterator[Any]:
         for entry in adapter.attacks:
             first = (entry.norm, entry.knowledge) not in seen
             seen.add((entry.norm, entry.knowledge))
-            for model in ("cnn", "abs", "eabs"):
+            for model in BUDGETS:
                 quick = first and entry.knowledge == "white" and entry.norm in ("linf", "l2")
                 marks = () if quick else (pytest.mark.matrix,)
                 yield pytest.param(
@@ -47,10 +52,10 @@ def victims() -> dict[str, tuple[Classifier, Tensor, Tensor]]:
     """Gives each model with images that it labels rightly."""
     found = {}
     images, labels = load_dataset("digits", "test").batch(slice(40))
-    for name in ("cnn", "abs", "eabs"):
+    for name, budget in BUDGETS.items():
         model = load_model(name, dataset="digits")
         if isinstance(model, GenerativeClassifier):
-            model = model.with_inference(**BUDGET)
+            model = model.with_inference(**budget)
         right = model.predict(images).labels == labels
         found[name] = (model, images[right][:IMAGES], labels[right][:IMAGES])
     return found
