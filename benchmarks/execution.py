@@ -20,12 +20,13 @@ from .cells import Cell, derived_seed
 from .counting import Calls, counted_calls
 from .gallery import make_gallery
 from .scoring import Verdicts, rescore
-from .suites import BARE, CLEAN, ENCODER, Attack, Suite
+from .suites import BARE, CLEAN, ENCODER, Attack, Parameter, Suite
 from .toolkits import craft, uncounted_calls, uses_gradients
 
-__all__ = ["Experiment", "Outcome", "Task", "TransferMemory", "choose_samples", "execute"]
+__all__ = ["Experiment", "Outcome", "Task", "TransferMemory", "cheaper", "choose_samples", "execute"]
 
 Array = np.ndarray[Any, Any]
+EFFORT = ("candidates", "steps", "expectation_draws", "samples")  # fields of budgets: more is nearer to exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,9 +298,22 @@ def _attacked(task: Task, attack: Attack, models: Mapping[str, Classifier]) -> C
             )
         encoder: Classifier = view()
         return encoder
-    if isinstance(model, GenerativeClassifier):
-        return model.with_inference(**task.suite.attack_inference)
-    return model
+    return cheaper(model, task.suite.attack_inference) if isinstance(model, GenerativeClassifier) else model
+
+
+def cheaper(model: GenerativeClassifier, budget: Mapping[str, Parameter]) -> GenerativeClassifier:
+    """Give a variant for attacks: the fields that the model's budget has, and no more effort than its own.
+
+    Where a verdict starts from the encoder alone, an attack that searched candidates too would be shown
+    another model, and another gradient.
+    """
+    inner = model.model if isinstance(model, SelectiveClassifier) else model
+    own = getattr(inner, "budget", None)
+    if own is None:
+        return model.with_inference(**budget)
+    shared = {name: value for name, value in budget.items() if hasattr(own, name)}
+    limits = {name: min(shared[name], getattr(own, name)) for name in EFFORT if name in shared}
+    return model.with_inference(**(shared | limits))
 
 
 def _craft(

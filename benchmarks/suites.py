@@ -3,10 +3,12 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from ..adapters.verification import Norm
+from ..inference import InferenceBudget
+from ..models.amortized import SamplingBudget
 from ..zoo.serialization import config_from_dict
 
 __all__ = [
@@ -38,6 +40,8 @@ BARE = "bare"  # in place of a model's name: the classifier behind a purifier or
 ENCODER = "encoder"  # likewise: the encoder of a GMVAE alone, which its paper attacks
 CLEAN = "clean"  # the pseudo-attack whose cells hold the decisions on unperturbed images
 OWN = "genrobust"  # the toolkit of this package's own attacks
+
+BUDGET_FIELDS = sorted({part.name for kind in (InferenceBudget, SamplingBudget) for part in fields(kind)})
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -216,7 +220,8 @@ class Suite:
         attacks: In the order of the table's rows.
         samples: Test images, unless a run says otherwise.
         batch_size: Images per cell: what a kill can cost, and what a query evaluates at once.
-        attack_inference: Budget at attack time, as arguments of `with_inference`; verdicts have the model's.
+        attack_inference: Budget at attack time, as arguments of `with_inference`: those that a model has, and
+            no more effort than its own, which verdicts have.
         overshoots: Factors by which the perturbation of a minimal-norm attack is lengthened until the example
             survives re-scoring. Such examples lie on the decision boundary of the attacked variant, so that
             otherwise a model that decides at random, or with another budget, looks more robust than it is.
@@ -260,6 +265,8 @@ class Suite:
             or list(self.overshoots) != sorted(self.overshoots)
         ):
             raise ValueError(f"Expected increasing `overshoots` of at least 1, but got {self.overshoots}")
+        for name in self.attack_inference:
+            check_choice("field of `attack_inference`", name, BUDGET_FIELDS)
         _check_unique("attack", [attack.key for attack in self.attacks])
         _check_unique("model", [model.name for model in self.models])
         _check_unique("threat model", self.norms)

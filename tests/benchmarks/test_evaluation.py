@@ -18,6 +18,7 @@ from genrobust import CNN, EABS, GMVAE, SelectiveClassifier, load_model
 from genrobust.benchmarks.cells import Cell
 from genrobust.benchmarks.environment import environment, git_revision
 from genrobust.benchmarks.evaluation import Evaluation, evaluate, for_dataset
+from genrobust.benchmarks.execution import cheaper
 from genrobust.benchmarks.gallery import EXAMPLES, read_gallery
 from genrobust.benchmarks.query import query_rows
 from genrobust.benchmarks.results import Results
@@ -255,6 +256,27 @@ def test_bench_lists_the_suites() -> None:
     assert shown.exit_code == 0, shown.output
     assert "eabs-table1" in shown.output
     assert "Zhang et al. 2020, Table 7" in shown.output
+
+
+@pytest.mark.parametrize("name", ["deep-bayes", "gmvae", "vade"])
+def test_models_of_every_budget_run_in_a_suite(name: str, few: Suite) -> None:
+    model = load_model(name, dataset="digits")
+    found = evaluate(model, few, samples=2, show_progress=False)
+    assert not found.results.failures
+
+
+def test_an_attack_searches_no_more_than_the_verdict() -> None:
+    asked = {"candidates": 1000, "steps": 10}
+    vade, eabs, bayes = (load_model(name, dataset="digits") for name in ("vade", "eabs", "deep-bayes"))
+    detectors = list(load_detectors("vade", dataset="digits").values())
+    for model in (vade, SelectiveClassifier(vade, detectors)):
+        shown: Any = cheaper(model, asked)
+        budget = getattr(shown, "model", shown).budget
+        assert (budget.candidates, budget.steps) == (0, 10)
+    shown = cheaper(eabs, asked)
+    assert (shown.budget.candidates, shown.budget.steps) == (1000, 10)
+    assert cheaper(bayes, asked).budget == bayes.budget
+    assert cheaper(bayes, {"samples": 3}).budget.samples == 3
 
 
 def test_missing_weights_are_named_before_anything_runs(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_a_scale_can_do_without_an_attack(tmp_path: Path) -> None:
         ("cnn = 0.5", "cnn = 50", r"\[\[expected\]\] 'pgd': .*`value`"),
         ("[scale.small.attacks.pgd]", "[scale.small.attacks.pdg]", r"\[scale.small.attacks\]: .*'pgd'"),
         ("[scale.paper]", "[scale.papers]", r"\[scale\]: .*did you mean 'paper'"),
+        ('dataset = "digits"', 'dataset = "digits"\nattack_inference = { step = 3 }', "did you mean 'steps'"),
         ("samples = 100", "sampels = 100", r"\[scale.paper\]|did you mean 'samples'"),
         ('norm = "linf"\nepsilon', 'norm = "linff"\nepsilon', r"\[\[threat_models\]\] 'linff'"),
         ("[[models]]", "[[models]", "TOML"),
