@@ -145,7 +145,7 @@ def _leaderboard(titles: Mapping[str, str], summary: Summary) -> Table:
         key="leaderboard",
         title="Leaderboard",
         caption=f"Images that stay right whatever the attacks did, with 95{NBSP}% Wilson intervals. The best "
-        f"of a column is bold. Strips go from 0 to 100{NBSP}%; a long upright line is the paper's number.",
+        "of a column is bold.",
         columns=tuple(columns),
         rows=tuple(content),
     )
