@@ -275,9 +275,9 @@ def test_attacks_take_any_surrogate_gradient(name: str, gradient: Any, make_vict
 
 
 def test_the_default_gradient_finds_what_the_envelope_masks() -> None:
-    images, labels = load_dataset("digits", "test").batch(slice(50))
-    model = load_model("vade", dataset="digits")
-    attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.1)
+    images, labels = load_dataset("digits", "test").batch(slice(30))
+    model = load_model("vade", dataset="digits").with_inference(steps=5)
+    attack = foolbox.attacks.LinfPGD(steps=10, rel_stepsize=0.2)
     left = []
     for attacked in (model.with_gradient("envelope"), model):
         _, adversarial, _ = run_attack(attack, wrap_for_foolbox(attacked), images, labels, epsilons=0.1)
