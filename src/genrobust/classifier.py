@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_layout",
     "check_range",
     "valid_images",
+    "weights_held",
 ]
 
 RANGE_TOLERANCE = 1e-6
@@ -122,6 +124,19 @@ def changed_budget(budget: B, changes: Mapping[str, Any]) -> B:
     if unknown := sorted(changes.keys() - known):
         raise ValueError(f"Expected fields of {type(budget).__name__}, {sorted(known)}, but got {unknown}")
     return replace(budget, **changes)
+
+
+@contextmanager
+def weights_held(module: nn.Module) -> Iterator[None]:
+    """Keep weights out of the graphs that are built inside the block, so that they collect no gradient."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 class ImageModule(nn.Module, ABC):

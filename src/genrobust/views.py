@@ -1,13 +1,21 @@
 """What an attack is shown of a model: expected logits, probabilities, or decisions that repeat."""
 
 import warnings
+from contextlib import nullcontext
 from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
+from .classifier import (
+    Classifier,
+    GenerativeClassifier,
+    check_layout,
+    check_range,
+    valid_images,
+    weights_held,
+)
 from .gradients import expectation
 from .likelihood import log_mean_exp
 
@@ -174,12 +182,6 @@ class AttackView(nn.Module):
         return answers.new_full((len(x), answers.shape[1]), torch.nan).index_put((valid,), answers)
 
     def _answer(self, x: Tensor) -> Tensor:
-        trainable = [p for p in self.model.parameters() if p.requires_grad and not self.training]
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        try:
+        with nullcontext() if self.training else weights_held(self.model):
             logits: Tensor = self.model(x)
             return logits
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)

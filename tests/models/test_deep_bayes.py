@@ -267,6 +267,19 @@ def test_chunks_change_nothing(name: str, max_bytes: int) -> None:
     torch.testing.assert_close(y.grad, x.grad)
 
 
+@each_graph
+def test_an_attack_goes_through_chunks(name: str) -> None:
+    # The view holds the weights while it answers, and lets them go before the backward pass.
+    model = small(name)
+    gradients = []
+    for variant in (model, model.with_inference(max_bytes=60_000)):
+        x = pictures(5).requires_grad_()
+        attack_view(variant)(x).square().sum().backward()
+        gradients.append(x.grad)
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("fraction", [0.5, 3, 40])
 def test_no_chunk_is_above_the_bound(fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), pictures(5)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, final
 
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..classifier import weights_held
 from ..likelihood import (
     OBSERVATION_VARIANCE,
     bernoulli_log_likelihood,
@@ -251,9 +253,14 @@ class DeepBayes(AmortizedClassifier):
         """Give log weights; where chunks bound the memory, backward computes their activations again."""
         if not (again and torch.is_grad_enabled()):
             return self.log_weights(x, classes, noise)
-        weights: Tensor = checkpoint(
-            self.log_weights, x, classes, noise, use_reentrant=False, preserve_rng_state=False
-        )
+        # An attack's view holds the weights in its forward pass alone; both passes have to build one graph.
+        held = not any(parameter.requires_grad for parameter in self.parameters())
+
+        def log_weights() -> Tensor:
+            with weights_held(self) if held else nullcontext():
+                return self.log_weights(x, classes, noise)
+
+        weights: Tensor = checkpoint(log_weights, use_reentrant=False, preserve_rng_state=False)
         return weights
 
     def _chunk_sizes(self, x: Tensor, samples: int) -> tuple[int, int]:
