@@ -87,8 +87,8 @@ class VaDEClassifier(LatentClassifier):
 
     Inference starts from the encoder's proposal (section 3.4) and ends in an optimum near it, also where an
     attack has moved the proposal: the decision is then the encoder's. The default gradient therefore goes
-    through the encoder (`Proposal`): with the envelope's, which takes the optimum as given, PGD misses nearly
-    every adversarial example. `with_inference(candidates=2000)` has inference start from the best of so many
+    through the encoder (`Proposal`): with the envelope's, which takes the optimum as given, PGD misses many
+    adversarial examples. `with_inference(candidates=2000)` has inference start from the best of so many
     latents of every class too: it is much nearer to exact, and the default gradient is the envelope's there.
 
     Shapes: x (B, C, H, W), latents (B, K, D), scores (B, K).

@@ -61,6 +61,7 @@ LABELS_PER_CLASS = 100
 
 # The four MAD-VAEs, ComDefend, the classifier that they clean for, and its substitutes.
 _MAD_VAES = {f"mad-vae-{name}": name for name in VARIANTS}
+_LONGER_ON_DIGITS = ("mad-vae-vanilla", "mad-vae-combined")
 _PURIFIERS = (*_MAD_VAES, "comdefend")
 _CONV_NETS = {"magnet-cnn": MAGNET} | {
     f"substitute-{name.lower()}": config for name, config in SUBSTITUTES.items()
@@ -380,27 +381,23 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
         }
         for letter in "abcde"
     },
-    **{(name, "digits"): {"epochs": 10, "batch_size": 32, "halve_every": 4} for name in _MAD_VAES},
     **{
-        (f"mad-vae-{name}", "digits"): {"epochs": 20, "batch_size": 32, "halve_every": 7}
-        for name in ("vanilla", "combined")
+        (name, "digits"): {
+            "epochs": 20 if name in _LONGER_ON_DIGITS else 10,
+            "batch_size": 32,
+            "halve_every": 7 if name in _LONGER_ON_DIGITS else 4,
+        }
+        for name in _MAD_VAES
     },
     **{
         (name, "mnist"): {
-            "epochs": 3,
+            "epochs": 5 if name == "mad-vae-classification" else 3,
             "batch_size": 64,
-            "halve_every": 1,
+            "halve_every": 2 if name == "mad-vae-classification" else 1,
             "validation_fraction": 0.05,
             "precision": "bf16-mixed",
         }
         for name in _MAD_VAES
-    },
-    ("mad-vae-classification", "mnist"): {
-        "epochs": 5,
-        "batch_size": 64,
-        "halve_every": 2,
-        "validation_fraction": 0.05,
-        "precision": "bf16-mixed",
     },
     ("comdefend", "digits"): {"epochs": 12, "batch_size": 16, "halve_every": 4},
     ("comdefend", "mnist"): {"epochs": 2, "batch_size": 64, "halve_every": 1, "precision": "bf16-mixed"},
