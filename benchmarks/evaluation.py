@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ..classifier import Classifier
 from ..data import ImageDataset, dataset_info, load_dataset
 from .engines import Engine, EngineName
-from .references import reference
+from .references import has_gradient, reference
 from .report import render_table, write_report
 from .results import Results
 from .runner import run_suite
 from .statistics import Summary, summarise
 from .suite_files import load_suite
-from .suites import Scale, Suite
+from .suites import Attack, Scale, Suite, SuiteModel
 
 __all__ = ["Evaluation", "WrappedModule", "as_classifier", "evaluate", "for_dataset"]
 
@@ -162,6 +162,7 @@ def evaluate(
     chosen = for_dataset(chosen, images.name)
     mine = model if isinstance(model, Mapping) else {"model": model}
     models: dict[str, Any] = {name: as_classifier(part, dataset=images) for name, part in mine.items()}
+    chosen = _with_second_gradients(chosen, models)
     models |= {name: reference(chosen, name) for name in compare_with}
     results = run_suite(
         chosen.restricted(list(models)),
@@ -175,6 +176,20 @@ def evaluate(
         show_progress=show_progress,
     )
     return Evaluation(results)
+
+
+def _with_second_gradients(suite: Suite, models: Mapping[str, Classifier]) -> Suite:
+    """Have attacks by a gradient of their own run on every given model that has it, as on the suite's."""
+
+    def extended(attack: Attack) -> Attack:
+        if attack.gradient is None:
+            return attack
+        able = [name for name, model in models.items() if has_gradient(model, attack.gradient)]
+        return replace(attack, for_models=tuple(dict.fromkeys((*attack.for_models, *able))))
+
+    known = [model.name for model in suite.models]
+    entries = (SuiteModel(name=name, title=name) for name in models if name not in known)
+    return replace(suite, models=(*suite.models, *entries), attacks=tuple(map(extended, suite.attacks)))
 
 
 def as_classifier(model: Callable[[Tensor], Tensor], *, dataset: ImageDataset) -> Classifier:

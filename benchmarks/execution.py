@@ -19,6 +19,7 @@ from ..selective import SelectiveClassifier
 from .cells import Cell, derived_seed
 from .counting import Calls, counted_calls
 from .gallery import make_gallery
+from .references import with_gradient
 from .scoring import Verdicts, rescore
 from .suites import BARE, CLEAN, ENCODER, Attack, Parameter, Suite
 from .toolkits import craft, uncounted_calls, uses_gradients
@@ -298,7 +299,9 @@ def _attacked(task: Task, attack: Attack, models: Mapping[str, Classifier]) -> C
             )
         encoder: Classifier = view()
         return encoder
-    return cheaper(model, task.suite.attack_inference) if isinstance(model, GenerativeClassifier) else model
+    if isinstance(model, GenerativeClassifier):
+        model = cheaper(model, task.suite.attack_inference)
+    return model if attack.gradient is None else with_gradient(model, attack.gradient, name=task.models[-1])
 
 
 def cheaper(model: GenerativeClassifier, budget: Mapping[str, Parameter]) -> GenerativeClassifier:
@@ -327,7 +330,7 @@ def _craft(
     source = task.models[-1]
     seed = derived_seed(task.seed, Cell(**{**vars(task.cell), "model": source}).key)
     pool = None if task.pool is None else _on_device(task.pool, attacked)
-    eot = attack.eot if task.suite.model(source).randomized else 1
+    eot = attack.eot if attacked.randomized else 1
     return craft(attack, attacked, images, labels, epsilon=task.cell.epsilon, seed=seed, eot=eot, pool=pool)
 
 

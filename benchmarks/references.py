@@ -15,7 +15,15 @@ from ..zoo import list_models, load_detectors, load_model, read_model
 from ..zoo.recipes import MODEL_NAMES
 from .suites import Suite, SuiteModel, check_choice
 
-__all__ = ["ModelReference", "PickledModel", "loaded", "missing_weights", "reference"]
+__all__ = [
+    "ModelReference",
+    "PickledModel",
+    "has_gradient",
+    "loaded",
+    "missing_weights",
+    "reference",
+    "with_gradient",
+]
 
 WEIGHTS, DETECTORS = "model.safetensors", "detectors.json"
 DEFAULT_FOLDER = Path("checkpoints")  # where `genrobust train` leaves models
@@ -66,15 +74,12 @@ class ModelReference:
         Raises:
             ValueError: If there are no weights, or the suite asks of the model what it does not have.
         """
-        trained, name = self.path.is_file(), self.entry.weights
-        model = read_model(self.path) if trained else load_model(name, dataset=self.dataset)
+        trained = self.path.is_file()
+        model = read_model(self.path) if trained else load_model(self.entry.weights, dataset=self.dataset)
         if self.entry.inference:
             model = self._generative(model).with_inference(**self.entry.inference)
         if self.entry.gradient is not None:
-            change: Any = getattr(model, "with_gradient", None)
-            if change is None:
-                raise ValueError(f"Expected a model with surrogate gradients, but {name!r} has none")
-            model = change(self.entry.gradient)
+            model = with_gradient(model, self.entry.gradient, name=self.entry.name)
         if self.entry.detectors:
             known = self._detectors(trained=trained)
             for detector in self.entry.detectors:
@@ -150,3 +155,30 @@ def reference(suite: Suite, name: str, *, folder: Path | None = None, device: st
 def missing_weights(references: Iterable[ModelReference]) -> Mapping[str, str]:
     """Give, for every model without weights, the command that makes them."""
     return {source.entry.name: source.command for source in references if not source.there}
+
+
+def with_gradient(model: Classifier, gradient: str, *, name: str) -> Classifier:
+    """Give a variant that hands out another surrogate gradient.
+
+    Args:
+        model: The model.
+        gradient: Of those that its `with_gradient` takes.
+        name: Of the model, for the error.
+
+    Raises:
+        ValueError: If the model has no such gradient.
+    """
+    change: Any = getattr(model, "with_gradient", None)
+    if change is None:
+        raise ValueError(f"Expected a model with surrogate gradients, but {name!r} has none")
+    changed: Classifier = change(gradient)
+    return changed
+
+
+def has_gradient(model: Classifier, gradient: str) -> bool:
+    """Say whether a model has a surrogate gradient of that name."""
+    try:
+        with_gradient(model, gradient, name="model")
+    except ValueError:
+        return False
+    return True

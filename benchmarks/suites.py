@@ -87,6 +87,8 @@ class Attack:
             classifier behind a purifier or a rejection; or `"encoder"`, a GMVAE's. None attacks the model
             itself.
         for_models: Models that it is run on; all if empty.
+        gradient: Surrogate gradient that the attacked model hands out in place of its own; `for_models` says
+            which models have it. What one gradient masks, the other may find.
         restarts: How often the attack runs; the best example is kept.
         eot: Draws of the noise per query, on models that decide at random.
         every_epsilon: Run at every epsilon of the curve, not only at the table's (fixed-epsilon attacks).
@@ -104,6 +106,7 @@ class Attack:
     toolkit: str = "foolbox"
     against: str | None = None
     for_models: tuple[str, ...] = ()
+    gradient: str | None = None
     restarts: int = 1
     eot: int = 1
     every_epsilon: bool = False
@@ -121,6 +124,10 @@ class Attack:
         if self.restarts < 1 or self.eot < 1:
             raise ValueError(
                 f"Expected `restarts` and `eot` of at least 1, but got {self.restarts} and {self.eot}"
+            )
+        if self.gradient is not None and not self.for_models:
+            raise ValueError(
+                f"Expected `for_models` of {self.key!r}, the models that have its gradient {self.gradient!r}"
             )
         if self.every_epsilon and self.kind == "minimal norm":
             raise ValueError(
@@ -140,7 +147,6 @@ class SuiteModel:
     Attributes:
         name: Its name in the suite.
         title: Its name for readers.
-        randomized: Whether it decides at random: the attacks' EOT draws apply to these models only.
         zoo: Its name in the zoo, if that is another.
         file: Its weights, if it has no recipe: a path below the folder of trained models.
         make: The command that makes that file.
@@ -151,7 +157,6 @@ class SuiteModel:
 
     name: str
     title: str
-    randomized: bool = False
     zoo: str | None = None
     file: str | None = None
     make: str | None = None

@@ -114,6 +114,63 @@ def test_functions_and_models_of_the_zoo_are_evaluated_side_by_side(few: Suite) 
     assert not found.results.missing
 
 
+def examples(run: Path, model: str, attack: str) -> np.ndarray[Any, Any]:
+    """Read the adversarial images of an attack's only batch."""
+    (path,) = (run / "examples" / model).glob(f"{attack}@*/*.npz")
+    images: np.ndarray[Any, Any] = np.load(path)["adversarial"]
+    return images
+
+
+def test_an_attack_by_a_second_gradient_runs_on_every_model_that_has_it(few: Suite, tmp_path: Path) -> None:
+    first = replace(few.attacks[0], parameters={"random_start": False})
+    again, other = (
+        replace(first, key=name, gradient=name, for_models=("eabs",)) for name in ("envelope", "proposal")
+    )
+    models = {
+        "mine": load_model("eabs", dataset="digits").with_inference(candidates=20, steps=1),
+        "network": Plain(),
+    }
+    found = evaluate(
+        models,
+        replace(few, attacks=(first, again, other)),
+        out=tmp_path,
+        samples=2,
+        keep_examples=True,
+        show_progress=False,
+    )
+    assert not found.results.failures
+    ran = {(row["model"], row["attack"]) for row in found.rows.to_pylist()} - {("network", "clean")}
+    assert ran == {("network", "fgsm"), *(("mine", key) for key in ("clean", "fgsm", "envelope", "proposal"))}
+    own, *others = (examples(tmp_path, "mine", key) for key in ("fgsm", "envelope", "proposal"))
+    assert [np.array_equal(own, other) for other in others] == [True, False]
+
+
+def test_a_second_gradient_that_a_model_lacks_fails_its_cell(few: Suite, digits: ImageDataset) -> None:
+    attack = replace(few.attacks[0], gradient="proposal", for_models=("cnn",))
+    suite = replace(few, attacks=(attack,))
+    found = evaluate(Plain(), suite, compare_with=("cnn",), samples=1, show_progress=False)
+    assert len(found.results.failures) == 1
+    assert "surrogate gradients, but 'cnn' has none" in found.results.failures[0].error
+
+
+def test_draws_of_noise_are_taken_of_whatever_decides_at_random(few: Suite, tmp_path: Path) -> None:
+    once = replace(few.attacks[0], parameters={"random_start": False})
+    suite = replace(few, attacks=(once, replace(once, key="draws", eot=3)))
+    model = load_model("eabs", dataset="digits").with_inference(candidates=20, steps=1)
+    found = evaluate(
+        {"mine": model, "network": Plain()},
+        suite,
+        out=tmp_path,
+        samples=2,
+        keep_examples=True,
+        show_progress=False,
+    )
+    assert not found.results.failures
+    for name, same in (("mine", False), ("network", True)):
+        first, second = (examples(tmp_path, name, key) for key in ("fgsm", "draws"))
+        assert np.array_equal(first, second) == same
+
+
 def test_a_module_of_other_logits_is_named(few: Suite) -> None:
     found = evaluate(lambda x: x.flatten(1), few, samples=2, show_progress=False)
     assert found.results.missing

@@ -175,7 +175,8 @@ def test_the_suite_in_the_readme_is_one(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```toml\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
     suite = read_suite(write(tmp_path, block))
-    assert [attack.toolkit for attack in suite.attacks] == ["torchattacks"]
+    found = [(attack.toolkit, attack.gradient) for attack in suite.attacks]
+    assert found == [("torchattacks", None), ("torchattacks", "proposal")]
 
 
 @pytest.mark.realdata("gtsrb")

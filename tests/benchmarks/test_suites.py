@@ -50,7 +50,7 @@ def test_epsilons_of_an_attack() -> None:
 
 
 def test_plan_covers_every_sample_once_and_starts_clean() -> None:
-    suite = replace(QUICK, batch_size=8)
+    suite = replace(QUICK, batch_size=8, attacks=tuple(a for a in QUICK.attacks if not a.for_models))
     cells = list(plan(suite, ("a", "b"), 20))
     assert len({cell.key for cell in cells}) == len(cells)
     assert [cell.attack for cell in cells[:6]] == ["clean"] * 6
@@ -168,6 +168,11 @@ def test_attacks_may_be_for_some_models_only() -> None:
         ("abs", "clean"),
         ("abs", "fgsm"),
     ]
+
+
+def test_a_second_gradient_is_asked_of_the_models_that_have_it() -> None:
+    with pytest.raises(ValueError, match="`for_models` of 'fgsm', the models that have its gradient 'propos"):
+        replace(FGSM, gradient="proposal")
 
 
 def test_a_suite_without_a_model_is_without_what_is_transferred_from_it() -> None:
