@@ -175,8 +175,8 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
     ]
     notes = [f"paper {percent(value.paper, 1000)}" for value in papers[:1]]
     if model not in row.comparable:
-        most = len(row.attacks[row.comparable[0]])
-        notes.append(f"{len(row.attacks[model])} of {most} attacks")
+        most = len(row.common(row.comparable[0]))
+        notes.append(f"{len(row.common(model))} of {most} attacks")
     return Cell(
         text=percent(share.value, share.total),
         detail=range_of(share),

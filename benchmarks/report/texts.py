@@ -44,8 +44,8 @@ def render_markdown(documents: Sequence[Document]) -> str:
 
 
 def render_latex(documents: Sequence[Document]) -> str:
-    """Give the tables as LaTeX with booktabs, to be put into a document."""
-    parts = ["% Needs \\usepackage{booktabs} and a document in UTF-8."]
+    """Give the tables as LaTeX with booktabs, to be put into a document; none is wider than its lines."""
+    parts = ["% Needs \\usepackage{booktabs,graphicx} and a document in UTF-8."]
     for document in documents:
         parts += [f"% {_one_line(document.title)}: {_one_line(document.command)}", *_latex(document)]
     return "\n\n".join(parts) + "\n"
@@ -110,7 +110,8 @@ def _latex(document: Document) -> Iterator[str]:
     notes = " ".join(filter(None, (facts + ".", *document.reduced, document.unfinished)))
     for name in SECTIONS:
         for table in document.tables[name]:
-            about = f"{document.title}: {table.title}. {table.caption}"
+            stop = "" if table.title.endswith("?") else "."
+            about = f"{document.title}: {table.title}{stop} {table.caption}"
             yield _latex_table(table, f"{about} {notes}" if name == "leaderboard" else about)
 
 
@@ -121,14 +122,15 @@ def _latex_table(table: Table, caption: str) -> str:
         [
             r"\begin{table}[tb]",
             r"\centering\small",
-            rf"\caption{{{_latex_escaped(caption)}}}",
+            rf"\caption{{{_latex_escaped(caption)}}}\smallskip",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
             rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
             r"\toprule",
             f"{' & '.join(heads)} \\\\",
             r"\midrule",
             *(f"{' & '.join(map(_latex_cell, row))} \\\\" for row in table.rows),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
         ]
     )

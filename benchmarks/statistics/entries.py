@@ -31,6 +31,8 @@ class Row:
         rejected: Per model, where refusing is the worst that the attack reached.
         known: Per model, which samples were attacked: all of them, once the run is finished.
         attacks: Per model, keys of the attacks that it was run under: not the same where a suite says so.
+        second: Keys of the attacks by a second surrogate gradient, which not every model has. They count in a
+            union; models are compared although one lacks them.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Row:
     rejected: Mapping[str, Bool[np.ndarray, " samples"]]
     known: Mapping[str, Bool[np.ndarray, " samples"]]
     attacks: Mapping[str, frozenset[str]]
+    second: frozenset[str] = frozenset()
 
     @property
     def is_union(self) -> bool:
@@ -50,8 +53,12 @@ class Row:
     @property
     def comparable(self) -> tuple[str, ...]:
         """The models that were run under the most attacks: only they may be ranked."""
-        most = max(map(len, self.attacks.values()))
-        return tuple(model for model, attacks in self.attacks.items() if len(attacks) == most)
+        counts = {model: len(self.common(model)) for model in self.attacks}
+        return tuple(model for model, count in counts.items() if count == max(counts.values()))
+
+    def common(self, model: str) -> frozenset[str]:
+        """Give the attacks that a model was run under, without those by a second gradient."""
+        return self.attacks[model] - self.second
 
     def accuracy(self, model: str) -> Proportion:
         """Give how many samples a model is right about and accepts."""
@@ -84,7 +91,7 @@ class Row:
         first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         p = mcnemar_p(only[first, second], only[second, first])
         for (i, j), value in zip(pairs, p, strict=True):
-            if self.attacks[models[i]] == self.attacks[models[j]]:
+            if self.common(models[i]) == self.common(models[j]):
                 yield models[i], models[j], float(value)
 
     def _share(self, model: str, where: Bool[np.ndarray, " samples"]) -> Proportion:

@@ -58,6 +58,7 @@ def _row(
     norm: Norm | None,
     epsilon: float | None,
     distances: Mapping[str, Distances],
+    attacks: Sequence[Attack] = (),
     keys: Mapping[str, frozenset[str]] = MappingProxyType({}),
 ) -> Row:
     bound = epsilon or 0.0
@@ -71,6 +72,7 @@ def _row(
         rejected={model: part.rejected(bound) for model, part in there.items()},
         known={model: part.known for model, part in there.items()},
         attacks={model: keys.get(model, frozenset()) for model in there},
+        second=frozenset(attack.key for attack in attacks if attack.gradient is not None),
     )
 
 
@@ -80,7 +82,7 @@ def _rows_of_norm(suite: Suite, norm: Norm, attacks: Sequence[Attack], attacked:
     if len(attacks) > 1:
         groups.append((f"{ALL}-{norm}", "all attacks", list(attacks)))
     for key, title, group in groups:
-        yield _row(key, title, norm, epsilon, _unions(group, attacked), _keys(group, attacked))
+        yield _row(key, title, norm, epsilon, _unions(group, attacked), group, _keys(group, attacked))
 
 
 def _rows_elsewhere(suite: Suite, norm: Norm, attacks: Sequence[Attack], attacked: Attacked) -> Iterator[Row]:
@@ -94,6 +96,7 @@ def _rows_elsewhere(suite: Suite, norm: Norm, attacks: Sequence[Attack], attacke
                     norm,
                     epsilon,
                     _unions([attack], attacked),
+                    [attack],
                     _keys([attack], attacked),
                 )
 

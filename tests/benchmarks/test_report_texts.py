@@ -149,11 +149,12 @@ def test_latex_compiles(hostile: Path, tmp_path: Path) -> None:
     compiler = shutil.which("pdflatex")
     if compiler is None:
         pytest.skip("there is no pdflatex")
-    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    document = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
     (tmp_path / "report.tex").write_text(f"{document}\n{text(hostile, 'latex')}\n\\end{{document}}\n")
     command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+    assert "Overfull" not in done.stdout
 
 
 def test_the_command_writes_every_format(run: Path, hostile: Path, tmp_path: Path) -> None:

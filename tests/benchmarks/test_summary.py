@@ -237,3 +237,16 @@ def test_models_under_fewer_attacks_are_not_ranked_with_the_others(tmp_path: Pat
     assert cells["E-ABS"].note == "1 of 2 attacks"
     assert not cells["E-ABS"].strong
     assert cells["CNN"].note == ""
+
+
+def test_a_second_gradient_counts_in_the_union_and_bars_no_comparison(tmp_path: Path) -> None:
+    second = replace(ONE.attacks[1], gradient="proposal", for_models=("eabs",))
+    results = load_results(make_run(tmp_path, replace(ONE, attacks=(ONE.attacks[0], second))))
+    summary = summarise(results)
+    union = row(summary, "all-l2")
+    assert union.comparable == ("cnn", "eabs")
+    assert len(list(union.comparisons())) == 1
+    assert union.attacks["eabs"] - union.attacks["cnn"] == {"deepfool-l2"}
+    both = [row(summary, key).robust["eabs"] for key in ("ddn", "deepfool-l2")]
+    assert union.robust["eabs"].tolist() == (both[0] & both[1]).tolist()
+    assert [line[2].note for line in tables(results, summary)["leaderboard"][0].rows] == ["", ""]
