@@ -63,7 +63,7 @@ ABS_TABLE: dict[str, Any] = {
     "discriminator": [256, 128],
 }
 TABLES = TABLE_9 | {"abs-mnist": ABS_TABLE}
-PRESETS = [*TABLES, "lenet-mnist"]
+PRESETS = [*TABLES, "lenet-mnist", "lenet-wide"]
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU}
 
 
@@ -245,9 +245,11 @@ def test_every_decoder_convolution_but_the_last_has_norm_and_activation(
     ]
 
 
-def test_lenet_has_the_widths_of_lenet_5() -> None:
-    arch = architecture("lenet-mnist")
-    assert [layer.channels for layer in arch.encoder] == [6, 16, 120]
+@pytest.mark.parametrize(("name", "widths"), [("lenet-mnist", [6, 16, 120]), ("lenet-wide", [32, 64, 256])])
+def test_lenets_have_two_convolutions_and_mirror_them(name: str, widths: list[int]) -> None:
+    arch = architecture(name)
+    assert [layer.channels for layer in arch.encoder] == widths
+    assert [arch.decoder_stem, *(layer.channels for layer in arch.decoder)] == [*widths[::-1], 1]
     mean, _ = EncoderBank(arch, encoders=1).eval()(torch.zeros(2, 1, 1, 28, 28))
     assert mean.shape == (2, 1, arch.latent_dim)
     assert DecoderBank(arch, decoders=1).eval()(mean).shape == (2, 1, 1, 28, 28)

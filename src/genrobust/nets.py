@@ -159,6 +159,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         encoder_activation="relu",
         dropout=0.0,
     ),
+    # The same with the widths of later LeNets: 6 and 16 maps are too few for clothes.
+    "lenet-wide": Architecture(
+        input_shape=(1, 28, 28),
+        latent_dim=20,
+        encoder=(Conv(32, 5, 2, 2), Conv(64, 5, 2), Conv(256, 5)),
+        decoder_stem=256,
+        decoder=(Conv(64, 5), Conv(32, 6, 2), Conv(1, 4, 2, 1)),
+        encoder_activation="relu",
+        dropout=0.0,
+    ),
     # VGG-16's thirteen convolutions with strides in place of pooling, and their mirror image as decoder.
     "vgg16-cifar": Architecture(
         input_shape=(3, 32, 32),

@@ -173,6 +173,9 @@ def _by_synthesis(model: str, dataset: str) -> ABS | EABS:
 def _vade(model: str, dataset: str) -> VaDEClassifier:
     """Build LeNet for 28 x 28 and VGG-16 for 32 x 32 pixels, with the constant variance of section 3.5.
 
+    The paper names LeNet without its widths. With LeNet-5's, which do on MNIST, 88.6 % of the test images of
+    Fashion-MNIST are labelled rightly, and 90.7 with those of later LeNets.
+
     The paper does not give the variance. The smaller it is, the more the latents are spent on pixels, and the
     less on classes: on MNIST, 98.3 % of 10,000 images with 0.1, and 98.8 with 2. The larger, the less an
     image says against a class, and the further inference from the encoder's proposal is from exact: with
@@ -185,6 +188,8 @@ def _vade(model: str, dataset: str) -> VaDEClassifier:
     del model
     info = dataset_info(dataset)
     config = VaDEConfig(num_classes=info.num_classes, variance=0.5, variational=True)
+    if dataset == "fashion_mnist":
+        return VaDEClassifier(replace(config, architecture=architecture("lenet-wide")))
     if info.input_shape != config.architecture.input_shape:
         arch = _narrowed(architecture("vgg16-cifar"), _VGG_SHARES.get(dataset, 1))
         config = replace(config, architecture=_of_shape(arch, info.input_shape), variance=2.0)
@@ -403,7 +408,7 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("comdefend", "mnist"): {"epochs": 2, "batch_size": 64, "halve_every": 1, "precision": "bf16-mixed"},
     ("vade", "digits"): {"epochs": 80, "batch_size": 64, "halve_every": 27, "noise_std": 0.0},
     ("vade", "mnist"): {"epochs": 40, "batch_size": 256, "halve_every": 13, "noise_std": 0.0},
-    ("vade", "fashion_mnist"): {"epochs": 30, "batch_size": 256, "halve_every": 10, "noise_std": 0.0},
+    ("vade", "fashion_mnist"): {"epochs": 18, "batch_size": 256, "halve_every": 6, "noise_std": 0.0},
     ("vade", "cifar2"): {"epochs": 60, "batch_size": 128, "halve_every": 20, "noise_std": 0.0},
     **{
         (name, "mnist"): {
