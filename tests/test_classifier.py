@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from genrobust import Classifier, GenerativeClassifier, InferenceBudget, Unrolled, expectation
 from genrobust.classifier import check_images
-from genrobust.gradients import Envelope
+from genrobust.gradients import Joint
 from genrobust.randomness import FixedNoise, FreshNoise, isolated_rng, noise_source
 
 Make = Callable[..., Any]
@@ -315,7 +315,7 @@ def test_variants_can_be_chained(make_model: Make) -> None:
     )
     assert variant.gradient == Unrolled(steps=2)
     assert isinstance(variant.noise, FreshNoise)
-    assert isinstance(model.gradient, Envelope)
+    assert isinstance(model.gradient, Joint)
     assert isinstance(model.noise, FixedNoise)
 
 

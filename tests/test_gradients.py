@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrobust import Automatic, Envelope, Estimated, InferenceBudget, Proposal, Unrolled, expectation
+from genrobust import Automatic, Envelope, Estimated, InferenceBudget, Joint, Proposal, Unrolled, expectation
 from genrobust.gradients import surrogate_gradient
 from genrobust.inference import Posterior, refine
 from genrobust.randomness import FixedNoise, FreshNoise
@@ -18,6 +18,7 @@ each_model = pytest.mark.parametrize("name", ["abs", "eabs"])
 
 STRATEGIES = {
     "envelope": Envelope(),
+    "joint": Joint(),
     "proposal": Proposal(),
     "unrolled": Unrolled(steps=2),
     "estimated": Estimated(samples=3),
@@ -189,6 +190,20 @@ def test_an_encoder_that_alone_decides_is_not_masked(make_model: Make, images: M
         torch.testing.assert_close(chosen, expected)
 
 
+@each_model
+def test_the_joint_gradient_is_the_mean_where_the_proposal_is_a_candidate(
+    name: str, make_model: Make, images: Make
+) -> None:
+    model = make_model(name, dtype=torch.float64).with_inference(encoder_proposal=True)
+    x = images(model, 2).requires_grad_()
+    joint, *parts = (
+        class_gradients(strategy.scores(model, x), x) for strategy in (Joint(), Envelope(), Proposal())
+    )
+    torch.testing.assert_close(joint, (parts[0] + parts[1]) / 2)
+    alone = model.with_inference(encoder_proposal=False)
+    torch.testing.assert_close(*(class_gradients(s.scores(alone, x), x) for s in (Joint(), Envelope())))
+
+
 # Unrolled.
 
 
@@ -356,6 +371,7 @@ def test_gradients_stay_enabled_or_disabled_as_they_were(
         ("auto", Automatic),
         ("envelope", Envelope),
         ("estimated", Estimated),
+        ("joint", Joint),
         ("proposal", Proposal),
         ("unrolled", Unrolled),
     ],
@@ -369,7 +385,7 @@ def test_a_strategy_stays_itself(strategy: Any) -> None:
 
 
 def test_unknown_strategy(make_model: Make) -> None:
-    known = r"\['auto', 'envelope', 'estimated', 'proposal', 'unrolled'\]"
+    known = r"\['auto', 'envelope', 'estimated', 'joint', 'proposal', 'unrolled'\]"
     with pytest.raises(ValueError, match=rf"`gradient` out of {known}, but got 'bpda'"):
         make_model("abs").with_gradient("bpda")
 
@@ -575,7 +591,7 @@ def test_variants_of_an_expectation(make_model: Make, images: Make) -> None:
     assert averaged.model.budget.steps == model.budget.steps
     unrolled = averaged.with_gradient("unrolled")
     assert isinstance(unrolled.model.gradient, Unrolled)  # type: ignore[union-attr]
-    assert isinstance(averaged.model.gradient, Envelope)
+    assert isinstance(averaged.model.gradient, Joint)
     first, second, other = (
         averaged.with_randomness("fresh", seed=seed).class_scores(x) for seed in (1, 1, 2)
     )

@@ -92,6 +92,8 @@ def _model(name: str, options: argparse.Namespace) -> LatentClassifier:
     model = load_model(name, dataset=options.dataset) if shipped else read_model(name)
     if not isinstance(model, LatentClassifier):
         raise ValueError(f"Expected a model that optimises latents, but got {name!r}")
+    # The plain path has the envelope's gradient: attacks on both are to follow the same one.
+    model = model.with_gradient("envelope")
     return model.with_inference(method=options.method, **_budget(options.budget))
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .classifier import Classifier, GenerativeClassifier, Prediction
-from .gradients import Automatic, Envelope, Estimated, Expectation, Proposal, Unrolled, expectation
+from .gradients import Automatic, Envelope, Estimated, Expectation, Joint, Proposal, Unrolled, expectation
 from .inference import InferenceBudget
 from .models.abs import ABS, ABSConfig
 from .models.baselines import (
@@ -81,6 +81,7 @@ __all__ = [
     "GMVAEConfig",
     "GenerativeClassifier",
     "InferenceBudget",
+    "Joint",
     "LatentProjection",
     "MADVAEConfig",
     "MLPConfig",

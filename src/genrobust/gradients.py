@@ -22,6 +22,7 @@ __all__ = [
     "Envelope",
     "Estimated",
     "Expectation",
+    "Joint",
     "LatentModel",
     "Proposal",
     "SurrogateGradient",
@@ -127,12 +128,31 @@ class Proposal:
         scores = Envelope().scores(model, x.detach())
         if not (x.requires_grad and torch.is_grad_enabled()):
             return scores
-        objective = model.objective
-        rows = objective.rows_per_chunk(model.budget.max_bytes, like=x)
-        losses = [
-            objective.at(part, model.propose(part), model.noise.stream(part=1)) for part in x.split(rows)
-        ]
-        return straight_through(-torch.cat(losses), scores)
+        return straight_through(_proposed_scores(model, x), scores)
+
+
+@final
+@dataclass(frozen=True)
+class Joint:
+    """The mean of the envelope's gradient and of the proposal's.
+
+    Where the encoder's proposal is one candidate among many, as in E-ABS, each of the two misses what the
+    other sees: the proposal's, how the optimum that decides explains the image; the envelope's, how an attack
+    moves the encoder. PGD by their mean finds more than by either. It does not on a model whose candidates
+    nearly always win, nor in place of the envelope's: the union of both is the stronger attack.
+    """
+
+    def scores(
+        self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Give -l_k(x) after refinement, with half the gradient from there and half from the proposal.
+
+        The envelope's alone where the proposal is no candidate.
+        """
+        scores = Envelope().scores(model, x)
+        if not (model.budget.encoder_proposal and x.requires_grad and torch.is_grad_enabled()):
+            return scores
+        return straight_through((scores + _proposed_scores(model, x)) / 2, scores.detach())
 
 
 @final
@@ -299,6 +319,7 @@ def surrogate_gradient(gradient: str | SurrogateGradient) -> SurrogateGradient:
         "auto": Automatic,
         "envelope": Envelope,
         "estimated": Estimated,
+        "joint": Joint,
         "proposal": Proposal,
         "unrolled": Unrolled,
     }
@@ -378,6 +399,16 @@ def expectation(
         ValueError: If `samples` is below 1.
     """
     return Expectation(model.with_randomness("fresh", generator=generator), samples=samples)
+
+
+def _proposed_scores(
+    model: LatentModel, x: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch classes"]:
+    """Give -l_k(x) at the encoder's proposal, differentiable in `x` through the encoder."""
+    objective = model.objective
+    rows = objective.rows_per_chunk(model.budget.max_bytes, like=x)
+    losses = [objective.at(part, model.propose(part), model.noise.stream(part=1)) for part in x.split(rows)]
+    return -torch.cat(losses)
 
 
 def _refined_rows(objective: LatentObjective, budget: InferenceBudget, *, like: Tensor) -> int:

@@ -56,7 +56,7 @@ def test_the_reference_gives_the_envelope_gradient(name: str, make_model: Make, 
     variant = {"variational": False} if name == "eabs" else {}
     model = make_model(name, dtype=torch.float32, **variant).with_inference(method="adam", steps=20)
     reference, x = PlainInference(model), images(model, 3).requires_grad_()
-    losses, scores = reference.losses(x), model.class_scores(x)
+    losses, scores = reference.losses(x), model.with_gradient("envelope").class_scores(x)
     for k in range(model.num_classes):
         gradients = [torch.autograd.grad(v[:, k].sum(), x, retain_graph=True)[0] for v in (losses, -scores)]
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-2)

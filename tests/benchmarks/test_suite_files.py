@@ -176,7 +176,7 @@ def test_the_suite_in_the_readme_is_one(tmp_path: Path) -> None:
     (block,) = re.findall(r"^```toml\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
     suite = read_suite(write(tmp_path, block))
     found = [(attack.toolkit, attack.gradient) for attack in suite.attacks]
-    assert found == [("torchattacks", None), ("torchattacks", "proposal")]
+    assert found == [("torchattacks", None), ("torchattacks", "envelope")]
 
 
 @pytest.mark.realdata("gtsrb")

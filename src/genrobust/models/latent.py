@@ -306,8 +306,8 @@ class LatentClassifier(GenerativeClassifier):
         """Give a variant that shares the weights and hands attackers another surrogate gradient.
 
         Args:
-            gradient: `"envelope"`, `"proposal"`, `"auto"`, `"unrolled"`, `"estimated"`, or a strategy with
-                its own settings.
+            gradient: `"envelope"`, `"proposal"`, `"joint"`, `"auto"`, `"unrolled"`, `"estimated"`, or a
+                strategy with its own settings.
         """
         return self._variant(gradient=surrogate_gradient(gradient))
 

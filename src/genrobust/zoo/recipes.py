@@ -360,6 +360,8 @@ _SHIPPED: dict[tuple[str, str], dict[str, Any]] = {
     ("abs", "mnist"): {"epochs": 20, "batch_size": 640, "halve_every": 12},
     ("cnn", "digits"): {"epochs": 100, "batch_size": 64, "halve_every": 30},
     ("cnn", "mnist"): {"epochs": 20, "batch_size": 256, "halve_every": 6},
+    ("cnn", "fashion_mnist"): {"epochs": 12, "batch_size": 256, "halve_every": 4},
+    ("cnn", "cifar2"): {"epochs": 20, "batch_size": 128, "halve_every": 6},
     ("deep-bayes", "digits"): {"epochs": 200, "batch_size": 50, "halve_every": 60, "noise_std": 0.0},
     ("deep-bayes", "mnist"): {
         "epochs": 42,
