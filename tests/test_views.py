@@ -79,6 +79,17 @@ def test_probabilities_of_a_rejecting_model_have_its_column() -> None:
     assert answers.shape == (2, 4)
 
 
+def test_no_probability_is_zero(make_model: Make, images: Make) -> None:
+    model = make_model("eabs")
+    model.temperature.fill_(1e-6)
+    x = images(model, 4)
+    assert (model.predict(x).probabilities == 0).any()
+    answers = attack_view(model, output="probabilities")(x)
+    divergence = (answers[0] * (answers[0] / answers[1:]).log()).sum(1)
+    assert divergence.isfinite().all()
+    torch.testing.assert_close(answers.sum(1), torch.ones(4))
+
+
 def test_a_rejecting_models_prediction() -> None:
     x = torch.tensor([0.1, 0.9])[:, None, None, None].expand(-1, 1, 2, 2)
     prediction = Refusing().predict(x)

@@ -84,13 +84,18 @@ class _View(Classifier):
 
 @final
 class Probabilities(_View):
-    """Answers p(y | x): rows sum to one, and argmax is still the decision. Differentiable."""
+    """Answers p(y | x): rows sum to one, and argmax is still the decision. Differentiable.
+
+    No p(y | x) is 0, which a softmax may round to: the KL divergence of an attack would be infinite.
+    """
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
         """Give the model's own p(y | x); where it may reject, the softmax of its K + 1 logits."""
         if isinstance(self.model, GenerativeClassifier) and not self.rejects:
-            return self.model.probabilities(self.model.class_scores(x))
-        return self.model.logits(x).softmax(1)
+            answers = self.model.probabilities(self.model.class_scores(x))
+        else:
+            answers = self.model.logits(x).softmax(1)
+        return answers.clamp_min(torch.finfo(answers.dtype).tiny)
 
 
 @final
