@@ -54,7 +54,8 @@ class Row:
     def comparable(self) -> tuple[str, ...]:
         """The models that were run under the most attacks: only they may be ranked."""
         counts = {model: len(self.common(model)) for model in self.attacks}
-        return tuple(model for model, count in counts.items() if count == max(counts.values()))
+        most = max(counts.values())
+        return tuple(model for model, count in counts.items() if count == most)
 
     def common(self, model: str) -> frozenset[str]:
         """Give the attacks that a model was run under, without those by a second gradient."""

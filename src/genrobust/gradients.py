@@ -138,8 +138,8 @@ class Joint:
 
     Where the encoder's proposal is one candidate among many, as in E-ABS, each of the two misses what the
     other sees: the proposal's, how the optimum that decides explains the image; the envelope's, how an attack
-    moves the encoder. PGD by their mean finds more than by either. It does not on a model whose candidates
-    nearly always win, nor in place of the envelope's: the union of both is the stronger attack.
+    moves the encoder. PGD by their mean finds more than by either, and the union with the envelope's finds
+    more still. On a model whose candidates nearly always win, the envelope alone is the stronger one.
     """
 
     def scores(
