@@ -113,6 +113,19 @@ class Architecture:
         )
 
 
+def _lenet(first: int, second: int, hidden: int) -> Architecture:
+    """Give LeNet with strides in place of pooling, and its mirror image as decoder."""
+    return Architecture(
+        input_shape=(1, 28, 28),
+        latent_dim=20,
+        encoder=(Conv(first, 5, 2, 2), Conv(second, 5, 2), Conv(hidden, 5)),
+        decoder_stem=hidden,
+        decoder=(Conv(second, 5), Conv(first, 6, 2), Conv(1, 4, 2, 1)),
+        encoder_activation="relu",
+        dropout=0.0,
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     # E-ABS Table 9. Its last MNIST row reads "1 1 1" without padding: only 0 ends at 28 x 28.
     "eabs-mnist": Architecture(
@@ -149,26 +162,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         decoder_activation="elu",
         dropout=0.0,
     ),
-    # LeNet-5's widths with strides in place of pooling, and their mirror image as decoder.
-    "lenet-mnist": Architecture(
-        input_shape=(1, 28, 28),
-        latent_dim=20,
-        encoder=(Conv(6, 5, 2, 2), Conv(16, 5, 2), Conv(120, 5)),
-        decoder_stem=120,
-        decoder=(Conv(16, 5), Conv(6, 6, 2), Conv(1, 4, 2, 1)),
-        encoder_activation="relu",
-        dropout=0.0,
-    ),
-    # The same with the widths of later LeNets: 6 and 16 maps are too few for clothes.
-    "lenet-wide": Architecture(
-        input_shape=(1, 28, 28),
-        latent_dim=20,
-        encoder=(Conv(32, 5, 2, 2), Conv(64, 5, 2), Conv(256, 5)),
-        decoder_stem=256,
-        decoder=(Conv(64, 5), Conv(32, 6, 2), Conv(1, 4, 2, 1)),
-        encoder_activation="relu",
-        dropout=0.0,
-    ),
+    "lenet-mnist": _lenet(6, 16, 120),  # the widths of LeNet-5
+    "lenet-wide": _lenet(32, 64, 256),  # those of later LeNets: 6 and 16 maps are too few for clothes
     # VGG-16's thirteen convolutions with strides in place of pooling, and their mirror image as decoder.
     "vgg16-cifar": Architecture(
         input_shape=(3, 32, 32),
