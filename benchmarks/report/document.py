@@ -168,7 +168,7 @@ def _flags(summary: Summary) -> Iterator[Flag]:
         title=f"{fell:,} of {count(claimed, 'claim')} of success fell",
         meaning="The toolkit called these examples adversarial. Scored again at the full budget, with noise "
         "that the attack has not seen, the model got them right, refused them, or they were outside of the "
-        "ball. They count as failures of the attack.",
+        "ball. They count as failures of the attack. Examples that were only transferred claim nothing.",
         raised=fell > 0,
     )
     yield Flag(
@@ -178,7 +178,7 @@ def _flags(summary: Summary) -> Iterator[Flag]:
         raised=zero > 0,
     )
     yield Flag(
-        title=f"{unstable:,} of {count(claimed, 'claim')} changed when judged again",
+        title=f"{unstable:,} of {count(examples, 'verdict')} changed when judged again",
         meaning="The model decides at random, and a second draw of its noise gave another verdict: these "
         "examples lie at the decision boundary. The first draw counts.",
         raised=unstable > 0,

@@ -374,8 +374,8 @@ def _health(results: Results, titles: Mapping[str, str], summary: Summary) -> Ta
     return Table(
         key="health",
         title="Every attack on every model",
-        caption="Examples over all ε; claims are counted where the clean image is right. Seconds, queries "
-        "(forward) and gradients (backward) are means per example.",
+        caption="Examples over all ε; claims are counted where the clean image is right and this model was "
+        "attacked. Seconds, queries (forward) and gradients (backward) are means per example.",
         columns=(
             Column(title="model", numeric=False),
             Column(title="attack", numeric=False),

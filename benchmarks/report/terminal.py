@@ -80,8 +80,12 @@ def _notes(results: Results, summary: Summary, baseline: str | None) -> Iterator
                 compared = [(row, _p_against(row, baseline, model)) for row in shown]
                 values = ", ".join(f"{_label(row)} {p:.2g}" for row, p in compared if not math.isnan(p))
                 yield f"McNemar's p, {titles[model]} against {titles[baseline]}: {values}."
-    fallen = [f"{titles[model]} {_share(summary.claims, model)}" for model in results.models]
-    yield f"Toolkit claims that re-scoring did not confirm: {', '.join(fallen)}."
+    claiming = {entry.model for entry in summary.claims if entry.claimed}
+    fallen = [
+        f"{titles[model]} {_share(summary.claims, model)}" for model in results.models if model in claiming
+    ]
+    if fallen:
+        yield f"Toolkit claims that re-scoring did not confirm: {', '.join(fallen)}."
     if invalid := sum(claims.invalid for claims in summary.claims):
         yield f"Results that were no images in [0, 1], and were dropped: {invalid}."
     if summary.missing:

@@ -108,11 +108,12 @@ class Health:
         model: The model.
         attack: The attack.
         examples: What the attack returned.
-        claimed: Examples that the toolkit calls adversarial, of samples that are right clean.
+        claimed: Examples that the toolkit calls adversarial, of samples that are right clean; none where they
+            were made against something else and only transferred, which no claim is about.
         fell: Of them, those that re-scoring did not confirm.
         invalid: Results that are no images: not finite, or outside [0, 1].
         zero_gradient: Samples at which a gradient attack had nothing to go by.
-        unstable: Claims whose verdict changed when the model drew its noise again.
+        unstable: Examples whose verdict changed when the model drew its noise again.
     """
 
     model: str

@@ -39,7 +39,7 @@ def summarise(results: Results) -> Summary:
     return Summary(
         rows=tuple(row for row in rows if row.robust),
         grid=tuple(row for row in (*rows, *elsewhere) if row.robust),
-        claims=tuple(_health(outcomes, model, attack.key) for model, attack in pairs),
+        claims=tuple(_health(outcomes, model, attack) for model, attack in pairs),
         curves=tuple(curves),
         medians=tuple(medians),
         costs=tuple(_cost(outcomes, model, attack.key) for model, attack in pairs),
@@ -164,18 +164,23 @@ def _medians(norm: Norm, attacks: Sequence[Attack], attacked: Attacked) -> Itera
                 )
 
 
-def _health(outcomes: Outcomes, model: str, attack: str) -> Health:
-    claimed = outcomes.column("claimed", model, attack) & outcomes.right_clean(model, attack)
-    success = outcomes.column("success", model, attack)
+def _health(outcomes: Outcomes, model: str, attack: Attack) -> Health:
+    columns = {
+        name: outcomes.column(name, model, attack.key)
+        for name in ("claimed", "success", "valid", "zero_gradient", "unstable")
+    }
+    claimed = columns["claimed"] & outcomes.right_clean(model, attack.key)
+    if attack.against not in (None, model):  # the toolkit speaks of what it attacked
+        claimed[:] = False
     return Health(
         model=model,
-        attack=attack,
+        attack=attack.key,
         examples=len(claimed),
         claimed=int(claimed.sum()),
-        fell=int((claimed & ~success).sum()),
-        invalid=int((~outcomes.column("valid", model, attack)).sum()),
-        zero_gradient=int(outcomes.column("zero_gradient", model, attack).sum()),
-        unstable=int(outcomes.column("unstable", model, attack).sum()),
+        fell=int((claimed & ~columns["success"]).sum()),
+        invalid=int((~columns["valid"]).sum()),
+        zero_gradient=int(columns["zero_gradient"].sum()),
+        unstable=int(columns["unstable"].sum()),
     )
 
 

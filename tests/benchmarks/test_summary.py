@@ -9,6 +9,7 @@ import pytest
 from runs import SMALL, make_run
 
 from genrobust.benchmarks.cells import Cell
+from genrobust.benchmarks.report import render_table
 from genrobust.benchmarks.report.tables import tables
 from genrobust.benchmarks.results import Results, load_results
 from genrobust.benchmarks.statistics import Row, Summary, mcnemar, summarise
@@ -128,6 +129,17 @@ def test_health_is_counted_by_model_and_attack(tmp_path: Path) -> None:
     }
     cost = next(entry for entry in summary.costs if entry.attack == "ddn")
     assert (cost.queries, cost.gradients, cost.seconds) == (25, 20, 0.25)
+
+
+def test_transferred_examples_claim_nothing(tmp_path: Path) -> None:
+    against_cnn = tuple(replace(attack, against="cnn") for attack in ONE.attacks)
+    claims = written({attack.key: {"claimed": [True] * 4, "success": [False] * 4} for attack in against_cnn})
+    suite = replace(ONE, attacks=against_cnn)
+    results = load_results(make_run(tmp_path, suite, models=["cnn", "eabs"], samples=4, change=claims))
+    found = {entry.model: entry.claimed for entry in summarise(results).claims}
+    assert found == {"cnn": 4, "eabs": 0}
+    (note,) = (str(part) for part in render_table(results).renderables if "not confirm" in str(part))
+    assert note.endswith("CNN 8 of 8.")
 
 
 def missing_batch(cell: Cell) -> bool:
