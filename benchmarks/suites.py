@@ -129,6 +129,11 @@ class Attack:
             raise ValueError(
                 f"Expected `for_models` of {self.key!r}, the models that have its gradient {self.gradient!r}"
             )
+        if self.gradient is not None and self.against == ENCODER:
+            raise ValueError(
+                f"Expected no `gradient` for {self.key!r}, which is against the encoder, but got "
+                f"{self.gradient!r}: an encoder has its own gradient alone"
+            )
         if self.every_epsilon and self.kind == "minimal norm":
             raise ValueError(
                 f"Expected no `every_epsilon` for {self.key!r}: a minimal norm gives the whole curve"

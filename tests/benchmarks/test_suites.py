@@ -173,6 +173,10 @@ def test_attacks_may_be_for_some_models_only() -> None:
 def test_a_second_gradient_is_asked_of_the_models_that_have_it() -> None:
     with pytest.raises(ValueError, match="`for_models` of 'fgsm', the models that have its gradient 'propos"):
         replace(FGSM, gradient="proposal")
+    with pytest.raises(
+        ValueError, match="no `gradient` for 'fgsm', which is against the encoder, but got 'pr"
+    ):
+        replace(FGSM, gradient="proposal", for_models=("vade",), against="encoder")
 
 
 def test_a_suite_without_a_model_is_without_what_is_transferred_from_it() -> None:
