@@ -9,6 +9,7 @@ import torch
 
 from genrobust import GenerativeClassifier, list_models, load_dataset, load_model
 from genrobust.models.amortized import SamplingBudget
+from genrobust.models.baselines import CNN, Adversary
 from genrobust.models.latent import LatentClassifier
 from genrobust.purification import Purified
 from genrobust.selective import calibrate_detector, read_detectors
@@ -193,13 +194,26 @@ def test_every_recipe_builds(name: str, dataset: str) -> None:
 def test_the_papers_schedules() -> None:
     assert recipe("eabs", "svhn").training["epochs"] == 800
     assert recipe("cnn", "svhn").training["epochs"] == 500
-    assert recipe("eabs", "fashion_mnist").training["noise_std"] == 0.2
+    assert recipe("d-abs", "fashion_mnist").training["noise_std"] == 0.2
     assert recipe("eabs", "gtsrb").training["noise_std"] == 0.01
     adversarial = recipe("adv-linf", "mnist")
     assert (adversarial.initial, adversarial.training["learning_rate"]) == ("cnn", 1e-4)
     deep_bayes = TrainingConfig(**recipe("deep-bayes-gbz", "mnist").training)
     assert (deep_bayes.epochs, deep_bayes.batch_size, deep_bayes.learning_rate) == (100, 50, 1e-4)
     assert deep_bayes.noise_std == 0
+
+
+def test_adversarial_training_is_for_the_threat_model_of_the_data_set() -> None:
+    def adversary(name: str, dataset: str) -> Adversary | None:
+        model = build_model(name, dataset)
+        assert isinstance(model, CNN)
+        return model.config.adversary
+
+    radii = {"mnist": 0.3, "fashion_mnist": 0.1, "gtsrb10": 8 / 255, "svhn": 8 / 255}
+    for dataset, epsilon in radii.items():
+        assert adversary("adv-linf", dataset) == Adversary(norm="linf", epsilon=epsilon)
+        assert adversary("adv-l2", dataset) == Adversary(norm="l2", epsilon=1.5)
+    assert adversary("cnn", "fashion_mnist") is None
 
 
 def test_the_papers_schedules_of_purifiers() -> None:
