@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
 import pyarrow as pa
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..classifier import Classifier
 from ..data import ImageDataset, dataset_info, load_dataset
+from ..randomness import FixedNoise, FreshNoise, Mode, isolated_rng, noise_source
 from .engines import Engine, EngineName
 from .references import has_gradient, reference
 from .report import render_table, write_report
@@ -26,6 +27,8 @@ from .suites import Attack, Scale, Suite, SuiteModel
 
 __all__ = ["Evaluation", "WrappedModule", "as_classifier", "evaluate", "for_dataset"]
 
+PROBES, PROBE_IMAGES = 5, 8  # how often, and how many images, an own module is shown: does its answer repeat?
+
 
 @final
 class WrappedModule(Classifier):
@@ -35,11 +38,21 @@ class WrappedModule(Classifier):
 
     Attributes:
         module: The module.
+        noise: What seeds the global generators while the module answers; None lets it draw as it does.
     """
 
-    def __init__(self, module: nn.Module, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        randomized: bool = False,
+    ) -> None:
         super().__init__(input_shape=input_shape, num_classes=num_classes)
         self.module = module.eval()
+        self.randomized = randomized
+        self.noise: FixedNoise | FreshNoise | None = None
         if next(self.module.parameters(), None) is None:
             self.register_parameter("place", nn.Parameter(torch.zeros(()), requires_grad=False))
 
@@ -49,13 +62,38 @@ class WrappedModule(Classifier):
         Raises:
             ValueError: If it answers anything but a row of logits for each image.
         """
-        answer = self.module(x)
+        answer = self._answer(x)
         if not isinstance(answer, Tensor) or answer.shape != (len(x), self.num_classes):
             shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise ValueError(
                 f"Expected `model` to give logits of shape ({len(x)}, {self.num_classes}), but got {shape}"
             )
         return answer
+
+    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
+        """Give a variant whose module draws from newly seeded global generators; without noise, itself.
+
+        A module that has a generator of its own goes on drawing from that.
+
+        Args:
+            mode: `"fixed"`: the same noise at every call. `"fresh"`: other noise at every call.
+            seed: The seed of every call, or of the generator.
+            generator: The generator of the calls' seeds; it advances with every call.
+        """
+        if not self.randomized:
+            return self
+        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
+
+    def _answer(self, x: Tensor) -> Any:
+        match self.noise:
+            case None:
+                return self.module(x)
+            case FixedNoise(seed=seed):
+                pass
+            case FreshNoise(generator=generator):
+                seed = int(torch.randint(1 << 31, (), generator=generator, device=generator.device))
+        with isolated_rng(seed):
+            return self.module(x)
 
 
 @final
@@ -134,7 +172,9 @@ def evaluate(
 
     Args:
         model: A module, or any differentiable function, from images in [0, 1] of shape (B, C, H, W) to logits
-            (B, K); a classifier of this package; or several of them by name.
+            (B, K); a classifier of this package; or several of them by name. One whose logits differ when it
+            is shown an image again is attacked with as many draws of its noise as the suite asks for, and
+            judged with draws that no attack has seen.
         suite: Name of a suite, path of a TOML file, or a suite.
         dataset: The test images, if they are not those of the suite's dataset.
         scale: As published, or reduced.
@@ -197,7 +237,20 @@ def as_classifier(model: Callable[[Tensor], Tensor], *, dataset: ImageDataset) -
     if isinstance(model, Classifier):
         return model
     module = model if isinstance(model, nn.Module) else _Function(model)
-    return WrappedModule(module, input_shape=dataset.input_shape, num_classes=dataset.num_classes)
+    wrapped = WrappedModule(module, input_shape=dataset.input_shape, num_classes=dataset.num_classes)
+    wrapped.randomized = _draws_noise(wrapped, dataset)
+    return wrapped
+
+
+@torch.no_grad()
+def _draws_noise(model: Classifier, dataset: ImageDataset) -> bool:
+    """Say whether logits differ when a few images are shown again, by more than rounding."""
+    images, _ = dataset.batch(slice(PROBE_IMAGES))
+    images = images.to(next(model.parameters()).device)
+    with isolated_rng(0):
+        first, *others = (model(images) for _ in range(PROBES))
+    tolerance = 1e-4 * float(first.nan_to_num().abs().max())
+    return not all(torch.allclose(first, other, rtol=0, atol=tolerance, equal_nan=True) for other in others)
 
 
 def for_dataset(suite: Suite, dataset: str) -> Suite:

@@ -77,7 +77,9 @@ class FreshNoise:
         return noise.to(device=like.device, dtype=like.dtype)
 
 
-def noise_source(mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> NoiseSource:
+def noise_source(
+    mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None
+) -> FixedNoise | FreshNoise:
     """Make the noise source of a mode.
 
     Args:

@@ -111,9 +111,9 @@ class MeanPrediction(_View):
         self.randomized = True
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
-        """Give the log of the mean; all draws run as one batch."""
-        answers = self.model.logits(x.repeat(self.draws, 1, 1, 1)).log_softmax(1)
-        return log_mean_exp(answers.unflatten(0, (self.draws, -1)))
+        """Give the log of the mean; every draw is a call, since a module may draw once for a whole batch."""
+        answers = torch.stack([self.model.logits(x) for _ in range(self.draws)])
+        return log_mean_exp(answers.log_softmax(2))
 
 
 @final

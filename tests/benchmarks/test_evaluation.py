@@ -171,12 +171,6 @@ def test_draws_of_noise_are_taken_of_whatever_decides_at_random(few: Suite, tmp_
         assert np.array_equal(first, second) == same
 
 
-def test_a_module_of_other_logits_is_named(few: Suite) -> None:
-    found = evaluate(lambda x: x.flatten(1), few, samples=2, show_progress=False)
-    assert found.results.missing
-    assert "logits of shape" in found.results.failures[0].error
-
-
 def test_a_vanished_gradient_is_flagged(few: Suite) -> None:
     def quantised(x: Tensor) -> Tensor:
         return (x.flatten(1)[:, :10] * 4).round()
