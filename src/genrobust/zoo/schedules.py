@@ -1,0 +1,122 @@
+"""What shipped weights were trained with, where it is not the paper's: sizes and schedules for a CPU."""
+
+from dataclasses import replace
+from typing import Any
+
+from .pairs import PairsConfig
+
+__all__ = ["PAIRS", "SCHEDULES", "VGG_SHARES", "WIDTHS"]
+
+_MAD_VAES = tuple(f"mad-vae-{name}" for name in ("vanilla", "classification", "proximity", "combined"))
+_LONGER_ON_DIGITS = ("mad-vae-vanilla", "mad-vae-combined")
+
+# Maps of the convolutions, where the published ones take more than a CPU has in minutes.
+WIDTHS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("mad-vae", "digits"): (8, 8, 16, 32),
+    ("mad-vae", "mnist"): (32, 32, 64, 128),
+    ("comdefend", "digits"): (4, 8, 4),
+    ("comdefend", "mnist"): (8, 16, 8),
+}
+
+# VGG-16 and its reverse take 130 MB: where weights are shipped, they are of a quarter of the width.
+VGG_SHARES = {"cifar2": 4}
+
+# C&W is what takes long: it attacks a part of the images only, with fewer steps.
+_FEW_STEPS = PairsConfig(cw_searches=3, cw_steps=60, cw_step_size=0.05, cw_constant=1.0)
+PAIRS: dict[str, PairsConfig] = {
+    "digits": replace(_FEW_STEPS, images=500, cw_images=100, clean_images=700),
+    "mnist": replace(_FEW_STEPS, images=5000, cw_images=500, clean_images=3000),
+}
+
+# Fields of `training.TrainingConfig`, by model and data set.
+SCHEDULES: dict[tuple[str, str], dict[str, Any]] = {
+    ("bnn", "digits"): {"epochs": 300, "batch_size": 50, "halve_every": 100, "noise_std": 0.0},
+    ("bnn", "mnist"): {"epochs": 40, "batch_size": 100, "halve_every": 12, "noise_std": 0.0},
+    ("mlp", "digits"): {"epochs": 100, "batch_size": 50, "halve_every": 30, "noise_std": 0.0},
+    ("mlp", "mnist"): {"epochs": 20, "batch_size": 100, "halve_every": 6, "noise_std": 0.0},
+    ("pool-cnn", "digits"): {"epochs": 60, "batch_size": 50, "halve_every": 20, "noise_std": 0.0},
+    ("pool-cnn", "mnist"): {
+        "epochs": 4,
+        "batch_size": 100,
+        "halve_every": 1,
+        "noise_std": 0.0,
+        "precision": "bf16-mixed",
+    },
+    ("deep-bayes-mlp", "digits"): {"epochs": 300, "batch_size": 50, "halve_every": 100, "noise_std": 0.0},
+    ("deep-bayes-mlp", "mnist"): {"epochs": 40, "batch_size": 100, "halve_every": 12, "noise_std": 0.0},
+    ("abs", "digits"): {"epochs": 200, "batch_size": 320, "halve_every": 60},
+    ("abs", "mnist"): {"epochs": 20, "batch_size": 640, "halve_every": 12},
+    ("cnn", "digits"): {"epochs": 100, "batch_size": 64, "halve_every": 30},
+    ("cnn", "mnist"): {"epochs": 20, "batch_size": 256, "halve_every": 6},
+    ("cnn", "fashion_mnist"): {"epochs": 12, "batch_size": 256, "halve_every": 4},
+    ("cnn", "cifar2"): {"epochs": 20, "batch_size": 128, "halve_every": 6},
+    ("deep-bayes", "digits"): {"epochs": 200, "batch_size": 50, "halve_every": 60, "noise_std": 0.0},
+    ("deep-bayes", "mnist"): {
+        "epochs": 42,
+        "batch_size": 100,
+        "halve_every": 18,
+        "noise_std": 0.0,
+        "precision": "bf16-mixed",
+    },
+    ("eabs", "digits"): {"epochs": 150, "batch_size": 64, "halve_every": 60, "precision": "bf16-mixed"},
+    ("gmvae", "digits"): {"epochs": 40, "batch_size": 64, "halve_every": 15, "noise_std": 0.0},
+    ("gmvae", "mnist"): {"epochs": 25, "batch_size": 128, "halve_every": 8, "noise_std": 0.0},
+    ("gmvae", "coil20"): {"epochs": 200, "batch_size": 64, "halve_every": 60, "noise_std": 0.0},
+    ("gmvae-semi", "digits"): {"epochs": 400, "batch_size": 64, "halve_every": 130, "noise_std": 0.0},
+    ("gmvae-semi", "mnist"): {"epochs": 19, "batch_size": 128, "halve_every": 6, "noise_std": 0.0},
+    ("gmvae-variable", "mnist"): {"epochs": 25, "batch_size": 128, "halve_every": 8, "noise_std": 0.0},
+    ("magnet-cnn", "digits"): {"epochs": 40, "batch_size": 32, "halve_every": 14, "noise_std": 0.2},
+    ("magnet-cnn", "mnist"): {"epochs": 5, "batch_size": 128, "halve_every": 2, "noise_std": 0.0},
+    **{
+        (f"substitute-{letter}", "mnist"): {
+            "epochs": 10 if letter in "de" else 3,
+            "batch_size": 128,
+            "halve_every": 4 if letter in "de" else 1,
+            "noise_std": 0.0,
+        }
+        for letter in "abcde"
+    },
+    **{
+        (name, "digits"): {
+            "epochs": 20 if name in _LONGER_ON_DIGITS else 10,
+            "batch_size": 32,
+            "halve_every": 7 if name in _LONGER_ON_DIGITS else 4,
+        }
+        for name in _MAD_VAES
+    },
+    **{
+        (name, "mnist"): {
+            "epochs": 5 if name == "mad-vae-classification" else 3,
+            "batch_size": 64,
+            "halve_every": 2 if name == "mad-vae-classification" else 1,
+            "validation_fraction": 0.05,
+            "precision": "bf16-mixed",
+        }
+        for name in _MAD_VAES
+    },
+    ("comdefend", "digits"): {"epochs": 12, "batch_size": 16, "halve_every": 4},
+    ("comdefend", "mnist"): {"epochs": 2, "batch_size": 64, "halve_every": 1, "precision": "bf16-mixed"},
+    ("vade", "digits"): {"epochs": 80, "batch_size": 64, "halve_every": 27, "noise_std": 0.0},
+    ("vade", "mnist"): {"epochs": 40, "batch_size": 256, "halve_every": 13, "noise_std": 0.0},
+    ("vade", "fashion_mnist"): {"epochs": 18, "batch_size": 256, "halve_every": 6, "noise_std": 0.0},
+    ("vade", "cifar2"): {"epochs": 60, "batch_size": 128, "halve_every": 20, "noise_std": 0.0},
+    **{
+        (name, dataset): {
+            "epochs": 30,
+            "batch_size": 256,
+            "learning_rate": 1e-4,
+            "halve_every": 10,
+            "noise_std": 0.0,
+        }
+        for name in ("adv-l2", "adv-linf")
+        for dataset in ("mnist", "fashion_mnist")
+    },
+    ("eabs", "mnist"): {"epochs": 16, "batch_size": 128, "halve_every": 7, "precision": "bf16-mixed"},
+    ("eabs", "fashion_mnist"): {
+        "epochs": 12,
+        "batch_size": 128,
+        "halve_every": 5,
+        "precision": "bf16-mixed",
+    },
+    ("base-abs", "fashion_mnist"): {"epochs": 20, "batch_size": 256, "halve_every": 7},
+}
