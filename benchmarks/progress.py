@@ -93,7 +93,8 @@ class _Accuracy:
         key = (cell.model, cell.attack, cell.epsilon)
         right, total = self._counts.get(key, (0, 0))
         wrong = pc.or_(rows["success"], pc.not_equal(rows["clean_prediction"], rows["label"]))
-        right, total = right + len(rows) - pc.sum(wrong).as_py(), total + len(rows)
+        lost = pc.or_(wrong, rows["rejected"])
+        right, total = right + len(rows) - pc.sum(lost).as_py(), total + len(rows)
         self._counts[key] = right, total
         return f"{right / total:.0%} of {total} right"
 

@@ -140,7 +140,8 @@ def _finding(row: Row, titles: Mapping[str, str]) -> str:
     if len(ranked) == 1:
         return f"{where}, {best[0]} is right about {written} of the images."
     if len(best) == len(ranked):
-        return f"{where}, all {len(best)} models are right about {written} of the images."
+        everyone = "both" if len(best) == 2 else f"all {len(best)}"
+        return f"{where}, {everyone} models are right about {written} of the images."
     if len(best) > 1:
         return f"{where}, {', '.join(best[:-1])} and {best[-1]} are right most often: {written}."
     second = ranked[1]

@@ -60,7 +60,10 @@ def _cell(row: Row, model: str, baseline: str | None) -> str:
     if baseline not in (None, model) and _p_against(row, baseline, model) < SIGNIFICANT:
         mark = "*"
     interval = f"{100 * accuracy.low:.0f}-{100 * accuracy.high:.0f}"
-    return f"{100 * accuracy.value:.0f} %{mark} [dim]{interval:>6}[/dim]"
+    refused, wrong = row.rejection(model), row.error(model)
+    shares = f"{100 * wrong.value:.0f} % wrong, {100 * refused.value:.0f} % refused"
+    more = f"\n[dim]{shares}[/dim]" if refused.count else ""
+    return f"{100 * accuracy.value:.0f} %{mark} [dim]{interval:>6}[/dim]{more}"
 
 
 def _p_against(row: Row, baseline: str | None, model: str) -> float:

@@ -336,6 +336,18 @@ def test_progress_in_lines_and_bar(reference: Results) -> None:
     assert "cnn/fgsm@0.1/0000" in terminal.getvalue()
 
 
+def test_progress_counts_refused_images_as_lost(reference: Results) -> None:
+    cell = Cell(model="cnn", attack="clean", epsilon=0.0, batch=0)
+    rows = reference.rows.slice(0, 3)
+    for name, values in (("success", [False] * 3), ("rejected", [True, False, False])):
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
+    rows = rows.set_column(rows.column_names.index("clean_prediction"), "clean_prediction", rows["label"])
+    plain = StringIO()
+    with run_progress(1, finished=0, show=True, console=Console(file=plain)) as progress:
+        progress.end(cell, rows)
+    assert "67% of 3 right" in plain.getvalue()
+
+
 KILLED_RUN = """
 import json, sys, torch
 from pathlib import Path

@@ -1,11 +1,13 @@
 """What is counted where a model refuses, a run is unfinished, or a paper has a number."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from runs import SMALL, make_run
 
 from genrobust.benchmarks.cells import Cell
@@ -91,6 +93,15 @@ def test_a_model_that_refuses_everything_has_no_risk(tmp_path: Path) -> None:
     clean = row(summarise(results), CLEAN)
     assert clean.risk("eabs") is None
     assert clean.coverage("eabs").count == 0
+
+
+def test_the_terminal_says_what_is_wrong_and_what_refused(refusing: Results) -> None:
+    with (console := Console(width=100)).capture() as captured:
+        console.print(render_table(refusing))
+    lines = [line.strip() for line in captured.get().splitlines()]
+    below = {line.split("  ")[0]: after for line, after in pairwise(lines)}
+    assert below["clean"] == "17 % wrong, 17 % refused"
+    assert below["all attacks"] == "50 % wrong, 33 % refused"
 
 
 def test_medians_by_hand(refusing: Results) -> None:
