@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genrobust import Classifier, load_dataset
-from genrobust.benchmarks.transfer import halves, main, smallest_effective_epsilon
+from genrobust.benchmarks.transfer import halves, main, published_accuracies, smallest_effective_epsilon
 from genrobust.zoo import load_model, save_model
 
 
@@ -70,4 +70,13 @@ def test_vade_is_judged_from_the_encoder_and_from_a_search_too(
     assert rows[0]["accuracy"]["surrogate"] >= 0.8
     assert rows[2]["accuracy"]["surrogate"] == rows[2]["accuracy"]["cnn"] == 0.0
     assert rows[2]["accuracy"]["vade"] > 0.3
-    assert "vade-searched" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "vade-searched" in shown
+    assert "%)" not in shown  # the paper has no such data set
+
+
+def test_the_papers_numbers_are_of_its_own_data_sets() -> None:
+    assert published_accuracies("mnist")["FGSM", "vade"] == 0.7223
+    assert published_accuracies("fashion_mnist")["MI-FGSM", "cnn"] == 0.2655
+    assert published_accuracies("cifar2")["C&W-L2", "surrogate"] == 0.0
+    assert all(len(published_accuracies(name)) == 15 for name in ("mnist", "fashion_mnist", "cifar2"))
