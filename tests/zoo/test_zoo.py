@@ -41,7 +41,7 @@ BOTH = [
 SHIPPED = [(name, dataset) for name in BOTH for dataset in ("digits", "mnist")]
 SHIPPED += [("adv-l2", "mnist"), ("adv-linf", "mnist"), ("gmvae", "coil20"), ("gmvae-variable", "mnist")]
 SHIPPED += [(name, dataset) for name in ("cnn", "vade") for dataset in ("cifar2", "fashion_mnist")]
-SHIPPED += [("eabs", "fashion_mnist")]
+SHIPPED += [(name, "fashion_mnist") for name in ("adv-l2", "adv-linf", "base-abs", "eabs")]
 SHIPPED += [(f"substitute-{letter}", "mnist") for letter in "abcde"]
 
 
@@ -125,7 +125,10 @@ def test_clean_accuracy_on_mnist(name: str, least: float) -> None:
 
 
 @pytest.mark.realdata("fashion_mnist")
-@pytest.mark.parametrize(("name", "least"), [("cnn", 0.88), ("eabs", 0.84), ("vade", 0.89)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("adv-l2", 0.8), ("adv-linf", 0.8), ("base-abs", 0.82), ("cnn", 0.88), ("eabs", 0.84), ("vade", 0.89)],
+)
 def test_clean_accuracy_on_fashion_mnist(name: str, least: float) -> None:
     model = load_model(name, dataset="fashion_mnist")
     if isinstance(model, LatentClassifier):
