@@ -41,17 +41,9 @@ class WrappedModule(Classifier):
         noise: What seeds the global generators while the module answers; None lets it draw as it does.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        input_shape: tuple[int, int, int],
-        num_classes: int,
-        randomized: bool = False,
-    ) -> None:
+    def __init__(self, module: nn.Module, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(input_shape=input_shape, num_classes=num_classes)
         self.module = module.eval()
-        self.randomized = randomized
         self.noise: FixedNoise | FreshNoise | None = None
         if next(self.module.parameters(), None) is None:
             self.register_parameter("place", nn.Parameter(torch.zeros(()), requires_grad=False))

@@ -30,7 +30,7 @@ from ..models.vade import VaDEClassifier, VaDEConfig
 from ..nets import Architecture, Conv, architecture
 from ..purification import Purified
 from .pairs import PairsConfig
-from .schedules import PAIRS, SCHEDULES, VGG_SHARES, WIDTHS
+from .schedules import MAD_VAES, PAIRS, RETRAINED, SCHEDULES, VGG_SHARES, WIDTHS
 
 __all__ = ["MODEL_NAMES", "Recipe", "build_model", "recipe"]
 
@@ -50,9 +50,6 @@ _DEEP_BAYES = {"deep-bayes": "GF", "deep-bayes-mlp": "GF"} | {
     f"deep-bayes-{name.lower()}": name for name in GRAPHS if name != "GF"
 }
 
-# Retrained from the CNN, on adversarial images only (E-ABS section 4.3).
-_RETRAINED = ("adv-l2", "adv-linf")
-
 # The discriminative baselines of Li 2018.
 _BASELINES = ("bnn", "mlp", "pool-cnn")
 
@@ -60,9 +57,8 @@ _BASELINES = ("bnn", "mlp", "pool-cnn")
 _GMVAE = ("gmvae", "gmvae-semi", "gmvae-variable")
 LABELS_PER_CLASS = 100
 
-# The four MAD-VAEs, ComDefend, the classifier that they clean for, and its substitutes.
-_MAD_VAES = {f"mad-vae-{name}": name for name in VARIANTS}
-_PURIFIERS = (*_MAD_VAES, "comdefend")
+# The purifiers, the classifier that they clean for, and its substitutes.
+_PURIFIERS = (*MAD_VAES, "comdefend")
 _CONV_NETS = {"magnet-cnn": MAGNET} | {
     f"substitute-{name.lower()}": config for name, config in SUBSTITUTES.items()
 }
@@ -70,7 +66,7 @@ _CONV_NETS = {"magnet-cnn": MAGNET} | {
 MODEL_NAMES = tuple(
     sorted(
         [
-            *("abs", *_RETRAINED, "cnn", "eabs", "vade"),
+            *("abs", *RETRAINED, "cnn", "eabs", "vade"),
             *(*_BASELINES, *_CONV_NETS, *_DEEP_BAYES, *_GMVAE, *_PURIFIERS, *_VARIANTS),
         ]
     )
@@ -105,12 +101,12 @@ def recipe(model: str, dataset: str) -> Recipe:
     labels = LABELS_PER_CLASS if model == "gmvae-semi" else None
     if model in _PURIFIERS:
         return _purifier_recipe(model, dataset)
-    initial = "cnn" if model in _RETRAINED else None
+    initial = "cnn" if model in RETRAINED else None
     if (model, dataset) in SCHEDULES:
         return Recipe(training=dict(SCHEDULES[model, dataset]), initial=initial, labels_per_class=labels)
     grey = dataset_info(dataset).input_shape[0] == 1
     noise_std = 0.2 if grey else 0.01
-    if model in _RETRAINED:
+    if model in RETRAINED:
         training = {"epochs": 200, "learning_rate": 1e-4, "halve_every": 200, "noise_std": 0.0}
         return Recipe(training=training, initial=initial)
     if model in _DEEP_BAYES or model in _BASELINES:
@@ -141,7 +137,7 @@ def build_model(model: str, dataset: str) -> Classifier:
         (_GMVAE, _gmvae),
         (_CONV_NETS, _conv_net),
         (_PURIFIERS, _purified),
-        (("cnn", *_RETRAINED), _cnn),
+        (("cnn", *RETRAINED), _cnn),
     ]
     build = next((build for names, build in families if model in names), _by_synthesis)
     return build(model, dataset)
@@ -267,7 +263,7 @@ def _purifier_recipe(model: str, dataset: str) -> Recipe:
     if model == "comdefend":
         training |= {"epochs": 20, "batch_size": 128, "halve_every": 7}
     else:
-        training |= {"epochs": 5 if _MAD_VAES[model] in ("vanilla", "proximity") else 10}
+        training |= {"epochs": 5 if MAD_VAES[model] in ("vanilla", "proximity") else 10}
     training |= SCHEDULES.get((model, dataset), {})
     pairs = None if model == "comdefend" else PAIRS.get(dataset, PairsConfig())
     return Recipe(training=training, initial="magnet-cnn", pairs=pairs)
@@ -301,7 +297,7 @@ def _purified(model: str, dataset: str) -> Purified:
             ),
             classifier,
         )
-    config = VARIANTS[_MAD_VAES[model]]
+    config = VARIANTS[MAD_VAES[model]]
     config = replace(
         config,
         num_classes=info.num_classes,
