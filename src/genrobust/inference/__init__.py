@@ -1,9 +1,6 @@
-"""Latent inference: search over candidates, then refinement of the best of them, for all classes at once."""
+"""Latent inference for all classes at once: a search over candidates, then refinement of the best ones."""
 
-from .adam import refine_with_adam
-from .bfgs import refine_with_bfgs
 from .budget import InferenceBudget
-from .codebook import Codebook
 from .curvature import Curvature
 from .objective import (
     ClassPrior,
@@ -16,7 +13,10 @@ from .objective import (
     UniformPrior,
 )
 from .observation import Observation, SquaredError, observation
-from .refinement import Refinement, refine
+from .refinement.adam import refine_with_adam
+from .refinement.bfgs import refine_with_bfgs
+from .refinement.methods import Refinement, lowest_end, refine, refine_best
+from .search.codebook import Codebook
 
 __all__ = [
     "ClassPrior",
@@ -33,8 +33,10 @@ __all__ = [
     "Refinement",
     "SquaredError",
     "UniformPrior",
+    "lowest_end",
     "observation",
     "refine",
+    "refine_best",
     "refine_with_adam",
     "refine_with_bfgs",
 ]

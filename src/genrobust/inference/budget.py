@@ -1,92 +1,106 @@
-"""How hard inference looks for the best latents."""
+"""Settings that say how hard inference looks for the best latents."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-__all__ = ["InferenceBudget"]
+from .._fields import AtLeastOne, AtLeastZero, Bounds, Positive, Rate, Seed, check_fields
 
-Method = Literal["auto", "bfgs", "adam"]
+__all__ = ["RESCORED", "InferenceBudget", "Search"]
+
+Method = Literal["auto", "mean", "bfgs", "adam"]
+Search = Literal["points", "distributions"]
+Strategy = Literal["mean", "bfgs", "adam"]
+
+RESCORED = 8  # candidates of a class that the search scores exactly
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceBudget:
-    """How hard the engine looks for the best latents.
+    """Settings that say how hard inference looks for the best latents.
 
     Attributes:
         candidates: Random latents searched per class (E-ABS section 3.3: 8000); 0 uses the encoder alone.
-        drop_least_likely: Share of the candidates that is dropped for being least likely under the prior.
+        search: What a candidate is in models that optimise a variance. `"points"` (default): a prior draw
+            with the variance that the encoder typically gives; it is scored where refinement starts.
+            `"distributions"`: a prior draw with the variance of the prior, scored at a single draw of its
+            own, which is E-ABS section 3.3 to the letter. The best of thousands is then the luckiest draw,
+            and refinement starts elsewhere; see `LatentClassifier`.
+        starts: Number of starting points that are refined for every class: the best of the candidates and the
+            encoder's proposal. Above 1, the one that ends lowest decides.
+        drop_least_likely: Share of the candidates to drop: those that are least likely under the prior.
         encoder_proposal: Whether the encoder's output is a candidate too (E-ABS section 3.3).
-        method: Of the refinement: `"bfgs"` (ends when converged) or `"adam"` (the papers'). `"auto"` is
-            BFGS where the mean alone is optimised, and Adam where the variance is too: there, fresh noise at
-            every step is cheaper than a mean over enough common draws.
-        steps: Steps of the refinement: Adam takes all of them, BFGS at most so many.
-        learning_rate: Of Adam's steps (ABS: 0.05; E-ABS does not give its own).
-        refined_classes: How many classes are refined, those that lead after the search; None is all of them,
-            which alone is exact: nothing short of refinement bounds an objective from below, but by 0, and 0
-            rules no class out. The scores of the other classes stay bounds, only looser, and
-            `Prediction.refined` marks them.
-        warm_start: Whether the latents of the last call are candidates too, if it had as many images: for
-            attacks, whose images hardly move. BFGS then leaves alone the classes that cannot be among the
-            best two, by what the last calls found and how far the images have moved since; see `Memory`.
-            Verdicts are to be made without.
-        tolerance: BFGS ends where its quadratic model promises to gain less than this many nats.
-        trailing_tolerance: It also ends where that is less than this share of what the class is behind the
-            image's best one so far: no promise short of it can change the decision. Scores of classes far
-            behind are looser bounds for it; 0 refines all of them alike.
-        expectation_draws: Common random draws whose mean BFGS minimises, in models that optimise a variance.
-        radius: Latent means are kept within this distance of the origin, if given.
-        bfloat16_search: Whether candidates are compared in bfloat16, half the memory traffic; the best are
-            scored again exactly. Faster where the processor multiplies bfloat16, much slower elsewhere.
-        seed: Of the candidates.
-        max_bytes: Bound on the memory of the codebook, and of the activations of one chunk.
+        method: Refinement method: `"bfgs"` (stops each problem when it has converged), `"adam"` (the papers'
+            method) or `"mean"`, for models that optimise a variance: BFGS moves the mean, at which it takes
+            the expectation, and the variance stays that of the start. This is near the expectation where the
+            variance is small, as the encoder's of E-ABS is. `"auto"` uses BFGS for models that optimise the
+            mean alone, and `"mean"` if the prior term does not reward variance. It uses Adam for the others
+            and for the search `"distributions"`, whose candidates are wide.
+        steps: Number of refinement steps. Adam takes all of them; BFGS takes at most this many.
+        learning_rate: Step size of Adam (ABS: 0.05; the E-ABS paper does not state its value).
+        refined_classes: Number of classes to refine, those that lead after the search. None (default) refines
+            every class. Refining fewer is approximate: without refinement the only lower bound on a class's
+            objective is 0, which rules no class out. Scores of classes that are not refined remain bounds,
+            but looser ones; `Prediction.refined` marks them.
+        warm_start: Whether to add the latents of the last call to the candidates, if that call had the same
+            number of images. Attacks profit from it, because their images hardly move between queries. BFGS
+            then skips classes that cannot be among the best two, given the results of the last calls and the
+            distance that the images have moved since (see `Memory`). Do not use warm starts for verdicts.
+        tolerance: BFGS stops a problem when its quadratic model predicts a gain below this, in nats.
+        trailing_tolerance: BFGS also stops a class when the predicted gain is below this fraction of the gap
+            to the image's leading class: the decision can no longer change. Scores of classes far behind are
+            looser bounds for it; 0 refines all classes equally.
+        expectation_draws: Number of draws in models that optimise a variance. Starting points are compared
+            by the mean over common draws (at their means, if the method is `"mean"`), BFGS minimises such a
+            mean, and a score is the mean over the draws of the final distribution, because eq. 6 of E-ABS and
+            the bound of VaDE are expectations.
+        radius: Largest distance of a latent mean from the origin; None sets no limit.
+        bfloat16_search: Whether to compare candidates in bfloat16, which halves the memory traffic; the best
+            candidates are scored again exactly. It is faster on processors that multiply bfloat16, and much
+            slower on others.
+        seed: Seed of the random candidates.
+        max_bytes: Limit on the memory of the codebook, and on the memory of one chunk's activations.
     """
 
-    candidates: int = 8000
-    drop_least_likely: float = 0.0
+    candidates: AtLeastZero = 8000
+    search: Search = "points"
+    starts: Annotated[int, Bounds(least=1, most=RESCORED)] = 1
+    drop_least_likely: Rate = 0.0
     encoder_proposal: bool = True
     method: Method = "auto"
-    steps: int = 50
-    learning_rate: float = 0.05
-    tolerance: float = 0.005
-    trailing_tolerance: float = 0.01
-    expectation_draws: int = 8
-    refined_classes: int | None = None
+    steps: AtLeastZero = 50
+    learning_rate: Positive = 0.05
+    tolerance: Positive = 0.005
+    trailing_tolerance: Rate = 0.01
+    expectation_draws: AtLeastOne = 8
+    refined_classes: AtLeastOne | None = None
     warm_start: bool = False
-    radius: float | None = None
+    radius: Positive | None = None
     bfloat16_search: bool = False
-    seed: int = 0
-    max_bytes: int = 2**30
+    seed: Seed = 0
+    max_bytes: AtLeastOne = 2**30
 
     def __post_init__(self) -> None:
-        if self.candidates < 0 or self.steps < 0:
-            raise ValueError(
-                f"Expected `candidates` and `steps` of at least 0, but got {self.candidates} and {self.steps}"
-            )
+        check_fields(self)
         if not self.candidates and not self.encoder_proposal:
             raise ValueError(
-                "Expected `candidates` above 0 where `encoder_proposal` is off: nothing to start from"
+                "Expected `candidates` above 0 when `encoder_proposal` is off, but got 0: there is no start"
             )
-        if not 0 <= self.drop_least_likely < 1:
-            raise ValueError(f"Expected `drop_least_likely` in [0, 1), but got {self.drop_least_likely}")
-        if not (self.learning_rate > 0 and self.max_bytes > 0):
+        if self.search == "distributions" and self.method == "mean":
             raise ValueError(
-                "Expected `learning_rate` and `max_bytes` above 0, "
-                f"but got {self.learning_rate} and {self.max_bytes}"
+                "Expected `method` 'adam' or 'bfgs' with `search` 'distributions', but got 'mean': it would "
+                "keep the wide variance of the candidates"
             )
-        if self.method not in get_args(Method):
-            raise ValueError(f"Expected `method` out of {list(get_args(Method))}, but got {self.method!r}")
-        if not self.tolerance > 0 or not 0 <= self.trailing_tolerance < 1 or self.expectation_draws < 1:
-            raise ValueError(
-                "Expected `tolerance` above 0, `trailing_tolerance` in [0, 1) and `expectation_draws` of at "
-                f"least 1, but got {self.tolerance}, {self.trailing_tolerance} and {self.expectation_draws}"
-            )
-        if self.refined_classes is not None and self.refined_classes < 1:
-            raise ValueError(f"Expected `refined_classes` of at least 1, but got {self.refined_classes}")
-        if self.radius is not None and not self.radius > 0:
-            raise ValueError(f"Expected `radius` above 0, but got {self.radius}")
 
-    def refines_with(self, *, variational: bool) -> Literal["bfgs", "adam"]:
-        """Give the method that is used where the variance is optimised, or is not."""
-        if self.method == "auto":
-            return "adam" if variational else "bfgs"
-        return self.method
+    def refines_with(self, *, variational: bool, rewards_variance: bool = True) -> Strategy:
+        """Returns the method for a model.
+
+        Args:
+            variational: Whether the model optimises the variance, or the mean alone.
+            rewards_variance: Whether its prior term falls as a narrow posterior widens.
+        """
+        if self.method in ("adam", "bfgs"):
+            return self.method
+        if not variational:
+            return "bfgs"
+        wide = rewards_variance or self.search == "distributions"
+        return "adam" if wide and self.method == "auto" else "mean"

@@ -1,7 +1,8 @@
-"""The curvature of the cost in z, up to a term that vanishes with the residual: Gauss-Newton.
+"""The Gauss-Newton approximation to the curvature of the cost in z.
 
-J^T F J, with J the decoder's Jacobian and F the Fisher information of its outputs, does not depend on the
-image; of ||x - G(z)||^2 it is 2 J^T J. It is measured once, at prior draws.
+The approximation J^T F J leaves out a term that vanishes with the residual. J is the decoder's Jacobian and F
+the Fisher information of its outputs, so it does not depend on the image. For the cost ||x - G(z)||^2 it is
+2 J^T J. It is measured once, at draws from the prior.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .._brief import one_line
+from ..randomness import standard_normal
+
 __all__ = ["Curvature"]
 
 ANCHORS = 64
-STEP = 1e-2  # of the differences: their error stays under 1 % of the Jacobian in single precision
+STEP = 1e-2  # step of the finite differences: in single precision their error stays below 1 % of the Jacobian
 
 
 def _of_squared_error(outputs: Tensor) -> Tensor:
@@ -25,17 +29,19 @@ def _of_squared_error(outputs: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Curvature:
-    """J^T F J of every class at some anchors.
+    """The matrix J^T F J of every class at some anchors.
 
     Attributes:
         anchors: Standard normal draws.
-        matrices: J^T F J where the prior of each class puts them.
+        matrices: J^T F J at each anchor, after the anchor is moved to the prior of each class.
         moments: Mean and standard deviation of the prior of each class.
     """
 
     anchors: Float[Tensor, "anchors latent"]
     matrices: Float[Tensor, "classes anchors latent latent"]
     moments: tuple[Float[Tensor, "classes latent"], Float[Tensor, "classes latent"]]
+
+    __repr__ = one_line
 
     @classmethod
     @torch.no_grad()
@@ -47,19 +53,21 @@ class Curvature:
         information: Callable[[Tensor], Tensor] = _of_squared_error,
         moments: tuple[Tensor, Tensor] | None = None,
     ) -> Self:
-        """Measure the Jacobians by differences: D + 1 decoder passes an anchor.
+        """Measures the Jacobians by finite differences, with D + 1 decoder passes per anchor.
 
         Args:
-            decoders: A bank.
-            latents: Of the shape, device and dtype that the bank is to decode at once.
+            decoders: A decoder bank.
+            latents: A tensor with the shape, device and dtype of the latents that one pass decodes.
             information: The Fisher information of a decoder's outputs.
-            moments: Mean and standard deviation of the prior of each class; 0 and 1 if none are given.
+            moments: Mean and standard deviation of the prior of each class; by default 0 and 1.
         """
         rows, classes, latent_dim = latents.shape
         generator = torch.Generator().manual_seed(0)
-        anchors = torch.randn(ANCHORS, latent_dim, generator=generator).to(latents)
+        anchors = standard_normal((ANCHORS, latent_dim), generator).to(latents)
         location, scale = moments or (latents.new_zeros(1, 1), latents.new_ones(1, 1))
-        steps = torch.cat([anchors.new_zeros(1, latent_dim), STEP * torch.eye(latent_dim).to(latents)])
+        axes = torch.eye(latent_dim, dtype=latents.dtype, device=latents.device)
+        axes = torch.eye(latent_dim, dtype=latents.dtype, device=latents.device)
+        steps = torch.cat([anchors.new_zeros(1, latent_dim), STEP * axes])
         matrices = []
         for group in anchors.split(max(1, rows // (latent_dim + 1))):
             points = (group[:, None] + steps).flatten(0, 1)[:, None].expand(-1, classes, -1)
@@ -75,7 +83,7 @@ class Curvature:
     def at(
         self, means: Float[Tensor, "problems latent"], classes: Int[Tensor, " problems"]
     ) -> Float[Tensor, "problems latent latent"]:
-        """Give a mean over the anchors near each latent: a single one is too far to be representative."""
+        """Returns the mean over the anchors near each latent, since a single anchor is too far away."""
         location, scale = self.moments
         standardized = (means - location[classes]) / scale[classes]
         weights = (-0.5 * torch.cdist(standardized, self.anchors).square()).softmax(1)

@@ -1,6 +1,6 @@
-"""What a decoder's output says of an image: the likelihoods that inference can maximise.
+"""The likelihoods of an image, given a decoder's output, that inference can maximise.
 
-All are exponential families in the image, so that a search over decoded candidates is a matrix product:
+All are exponential families in the image, which makes a search over decoded candidates a matrix product:
 
     cost(x, outputs) = constant(x) + offset(outputs) - 2 statistics(x) . features(outputs)
 """
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..likelihood import bernoulli_log_likelihood, gaussian_log_normalizer, squared_error
+from ..likelihoods import bernoulli_log_likelihood, gaussian_log_normalizer, squared_error
 
 __all__ = [
     "BernoulliObservation",
@@ -23,12 +23,12 @@ __all__ = [
     "observation",
 ]
 
-SATURATED = 1e-6  # Bernoulli means are kept so far from 0 and 1: beyond, logits are lost to rounding
+SATURATED = 1e-6  # Bernoulli means keep this distance from 0 and 1: nearer, rounding destroys the logits
 LOG_VARIANCES = (math.log(1e-3), 0.0)
 
 
 class Observation(Protocol):
-    """The negative log-likelihood of images, as the engine minimises and an attacker differentiates it."""
+    """The negative log-likelihood of images, which inference minimises and an attacker differentiates."""
 
     maps_per_channel: int
 
@@ -37,36 +37,36 @@ class Observation(Protocol):
         x: Float[Tensor, "batch #classes channels height width"],
         outputs: Float[Tensor, "batch classes maps height width"],
     ) -> Float[Tensor, "batch classes"]:
-        """Give -log p(x | z) in nats, possibly without its constant; differentiable in both."""
+        """Returns -log p(x | z) in nats, possibly without its constant; differentiable in both."""
         ...
 
     def mean(
         self, outputs: Float[Tensor, "batch classes maps height width"]
     ) -> Float[Tensor, "batch classes channels height width"]:
-        """Give E[x | z]."""
+        """Returns E[x | z]."""
         ...
 
     def information(self, outputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Give the Fisher information of every value that a decoder puts out, maps in the third-last axis."""
+        """Returns the Fisher information of every output value of a decoder; maps are the third-last axis."""
         ...
 
     def constant(self, pixels: Float[Tensor, "batch pixels"]) -> Float[Tensor, " batch"]:
-        """Give the part of the cost that does not depend on the outputs."""
+        """Returns the part of the cost that does not depend on the outputs."""
         ...
 
     def statistics(self, pixels: Float[Tensor, "batch pixels"]) -> Float[Tensor, "batch values"]:
-        """Give the sufficient statistics of images, as many as a decoder puts out values."""
+        """Returns the sufficient statistics of images, one per output value of a decoder."""
         ...
 
     def features(
         self, outputs: Float[Tensor, "batch classes maps height width"]
     ) -> tuple[Float[Tensor, "batch classes values"], Float[Tensor, "batch classes"]]:
-        """Give half of the natural parameters, and the offset."""
+        """Returns half of the natural parameters, and the offset."""
         ...
 
 
 class _MeanOutputs:
-    """Abstract: the decoder puts out E[x | z], and the pixels themselves are the statistics."""
+    """Abstract: the decoder's output is E[x | z], and the pixels are the sufficient statistics."""
 
     maps_per_channel = 1
 
@@ -81,22 +81,22 @@ class _MeanOutputs:
 
 @final
 class SquaredError(_MeanOutputs):
-    """||x - G(z)||^2 (ABS, E-ABS): a Gaussian of variance 1/2, without its constant."""
+    """||x - G(z)||^2 (ABS, E-ABS), which is a Gaussian of variance 1/2 without its constant."""
 
     def cost(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """Give ||x - G(z)||^2."""
+        """Returns ||x - G(z)||^2."""
         return squared_error(x, outputs)
 
     def information(self, outputs: Tensor) -> Tensor:
-        """Give 2."""
+        """Returns 2."""
         return torch.full_like(outputs, 2)
 
     def constant(self, pixels: Tensor) -> Tensor:
-        """Give ||x||^2."""
+        """Returns ||x||^2."""
         return pixels.square().sum(1)
 
     def features(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Give G(z) and ||G(z)||^2."""
+        """Returns G(z) and ||G(z)||^2."""
         images = outputs.flatten(2)
         return images, images.square().sum(2)
 
@@ -111,21 +111,21 @@ class GaussianObservation(_MeanOutputs):
         self.variance = variance
 
     def cost(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """Give the negative log-density, with its constant."""
+        """Returns the negative log-density, with its constant."""
         normalizer = gaussian_log_normalizer(math.prod(outputs.shape[2:]), variance=self.variance)
         return squared_error(x, outputs) / (2 * self.variance) - normalizer
 
     def information(self, outputs: Tensor) -> Tensor:
-        """Give 1 / variance."""
+        """Returns 1 / variance."""
         return torch.full_like(outputs, 1 / self.variance)
 
     def constant(self, pixels: Tensor) -> Tensor:
-        """Give ||x||^2 / (2 variance), and the normaliser."""
+        """Returns ||x||^2 / (2 variance), and the normaliser."""
         normalizer = gaussian_log_normalizer(pixels.shape[1], variance=self.variance)
         return pixels.square().sum(1) / (2 * self.variance) - normalizer
 
     def features(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Give G(z) / (2 variance) and ||G(z)||^2 / (2 variance)."""
+        """Returns G(z) / (2 variance) and ||G(z)||^2 / (2 variance)."""
         images = outputs.flatten(2)
         return images / (2 * self.variance), images.square().sum(2) / (2 * self.variance)
 
@@ -134,25 +134,25 @@ class GaussianObservation(_MeanOutputs):
 class BernoulliObservation(_MeanOutputs):
     """-sum_j x_j log m_j + (1 - x_j) log(1 - m_j) (Zhang et al. 2020, eq. 27): for binary images.
 
-    Of grey values it is no density, but still an upper bound on the cost of any binary image drawn with these
-    probabilities, on average.
+    For grey values it is not a density. It is then the average cost of binary images whose pixels are drawn
+    with these values as probabilities.
     """
 
     def cost(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """Give the cross-entropy, summed over pixels."""
+        """Returns the cross-entropy, summed over pixels."""
         return -bernoulli_log_likelihood(x, self._logits(outputs))
 
     def information(self, outputs: Tensor) -> Tensor:
-        """Give 1 / (m (1 - m))."""
+        """Returns 1 / (m (1 - m))."""
         mean = outputs.clamp(SATURATED, 1 - SATURATED)
         return 1 / (mean * (1 - mean))
 
     def constant(self, pixels: Tensor) -> Tensor:
-        """Give 0."""
+        """Returns 0."""
         return pixels.new_zeros(len(pixels))
 
     def features(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Give half of the logits, and the cost of a black image."""
+        """Returns half of the logits, and the cost of a black image."""
         logits = self._logits(outputs).flatten(2)
         return 0.5 * logits, torch.nn.functional.softplus(logits).sum(2)
 
@@ -166,38 +166,38 @@ class HeteroscedasticObservation:
     """-log N(x; mu, diag(sigma^2)) where the decoder puts out both (Zhang et al. 2020, eq. 17 and 29).
 
     The first half of the decoder's maps are mu. The second half, in (0, 1), are log sigma^2 on a scale from
-    log 0.001 to 0: pixels that never change would otherwise have a likelihood without bound. The paper gives
-    no bounds.
+    log 0.001 to 0, because the likelihood of pixels that never change would otherwise be unbounded. The paper
+    states no bounds.
     """
 
     maps_per_channel = 2
 
     def cost(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """Give the negative log-density, with its constant."""
+        """Returns the negative log-density, with its constant."""
         mean, log_variance = self._moments(outputs)
         terms = (x - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi)
         return 0.5 * terms.flatten(2).sum(2)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Give mu."""
+        """Returns mu."""
         return outputs.chunk(2, -3)[0]
 
     def information(self, outputs: Tensor) -> Tensor:
-        """Give 1 / sigma^2 for mu; for log sigma^2 it is 1/2, times the square of its scale."""
+        """Returns 1 / sigma^2 for mu, and 1/2 times the square of the scale for log sigma^2."""
         _, log_variance = self._moments(outputs)
         low, high = LOG_VARIANCES
         return torch.cat([(-log_variance).exp(), torch.full_like(log_variance, 0.5 * (high - low) ** 2)], -3)
 
     def constant(self, pixels: Tensor) -> Tensor:
-        """Give 0."""
+        """Returns 0."""
         return pixels.new_zeros(len(pixels))
 
     def statistics(self, pixels: Tensor) -> Tensor:
-        """Give x and x^2."""
+        """Returns x and x^2."""
         return torch.cat([pixels, pixels.square()], 1)
 
     def features(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Give mu / (2 sigma^2) and -1 / (4 sigma^2), and the cost of a black image."""
+        """Returns mu / (2 sigma^2) and -1 / (4 sigma^2), and the cost of a black image."""
         mean, log_variance = (part.flatten(2) for part in self._moments(outputs))
         precision = (-log_variance).exp()
         offset = 0.5 * (mean.square() * precision + log_variance + math.log(2 * math.pi)).sum(2)
@@ -211,14 +211,14 @@ class HeteroscedasticObservation:
 
 
 def observation(likelihood: Literal["gaussian", "bernoulli"], *, variance: float | None) -> Observation:
-    """Give a likelihood by name.
+    """Returns a likelihood by name.
 
     Args:
         likelihood: `"gaussian"` or `"bernoulli"`.
-        variance: Of the Gaussian; None where the decoder gives it.
+        variance: Variance of the Gaussian; None if the decoder computes it for every pixel.
 
     Raises:
-        ValueError: If there is none of that name, or `variance` is not above 0 or given to the Bernoulli.
+        ValueError: If no likelihood has that name, or `variance` is not above 0, or the Bernoulli gets one.
     """
     if likelihood not in ("gaussian", "bernoulli"):
         raise ValueError(f"Expected `likelihood` to be 'gaussian' or 'bernoulli', but got {likelihood!r}")

@@ -1,8 +1,8 @@
-"""Problems of any images and classes as full rows of a decoder bank.
+"""Packing of problems of any images and classes into full rows of a decoder bank.
 
-A bank decodes rows of one latent per class. Problems (an image and a class each) that are still open fall
-into no such rows, so they are packed into tiles of `rows` problems of one class, and the bank gets a decoder
-per tile. No decoder works for nothing but in the last tile of a class.
+A bank decodes rows of one latent per class. The problems (an image and a class each) that are still open do
+not form such rows. They are therefore packed into tiles of `rows` problems of one class, and the bank gets
+one decoder per tile. Only the last tile of each class contains padding.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .._brief import one_line
 from .objective import LatentObjective
 
 __all__ = ["Tile", "pack"]
 
-FULL = 0.9  # share of slots with a problem that is worth fewer, taller tiles
+FULL = 0.9  # share of slots that must hold a problem before fewer, taller tiles pay off
 HEIGHTS = (32, 16, 8, 4, 2, 1)
 
 
@@ -27,10 +28,10 @@ class Tile:
     """Some of the packed problems, and the objective that evaluates them.
 
     Attributes:
-        objective: Its class g is the class of column g.
-        slots: Which problem is where; spare slots repeat one.
+        objective: The objective; its class g is the class of column g.
+        slots: The problem of each slot; spare slots repeat a problem.
         problems: The problems of this tile, each once.
-        positions: The flat slot of each of them.
+        positions: The flat slot of each of these problems.
     """
 
     objective: LatentObjective
@@ -38,9 +39,11 @@ class Tile:
     problems: Int[Tensor, " problems"]
     positions: Int[Tensor, " problems"]
 
+    __repr__ = one_line
+
 
 def pack(objective: LatentObjective, classes: Int[Tensor, " problems"], *, limit: int) -> Iterator[Tile]:
-    """Pack problems of these classes into tiles of at most `limit` slots."""
+    """Packs problems of these classes into tiles of at most `limit` slots."""
     counts = classes.bincount(minlength=objective.num_classes)
     height = _height(counts.tolist(), limit=limit)
     order = classes.argsort(stable=True)

@@ -5,21 +5,24 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
-from typing import Literal, Self, final
+from typing import Self, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..classifier import Classifier
-from ..likelihood import log_mean_exp
-from ..nets import ARCHITECTURES, Architecture, convolutional_features
-from ..randomness import FixedNoise, Mode, NoiseSource, noise_source
+from .._fields import AtLeastOne, AtLeastTwo, ImageShape, Share, Sizes, check_fields
+from ..capabilities import Randomized, Trainable
+from ..contract import Classifier
+from ..likelihoods import log_mean_exp
+from ..nets.architectures import ARCHITECTURES, Architecture
+from ..nets.banks import convolutional_features
+from ..randomness import FixedNoise, NoiseSource
+from ._adversarial import AdversariallyTrained, Adversary
 
 __all__ = [
     "CNN",
     "MLP",
-    "Adversary",
     "BayesianMLP",
     "BayesianMLPConfig",
     "CNNConfig",
@@ -29,75 +32,13 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adversary:
-    """The PGD attack of adversarial training (Madry et al. 2017).
-
-    Attributes:
-        norm: `"linf"` or `"l2"`.
-        epsilon: Radius of the ball, for images in [0, 1].
-        steps: Gradient steps from a random start.
-        relative_step: Step size as a share of epsilon.
-    """
-
-    norm: Literal["linf", "l2"] = "linf"
-    epsilon: float = 0.3
-    steps: int = 10
-    relative_step: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"Expected `norm` to be 'linf' or 'l2', but got {self.norm!r}")
-        if not self.epsilon > 0 or self.steps < 1:
-            raise ValueError(
-                "Expected `epsilon` above 0 and `steps` of at least 1, "
-                f"but got {self.epsilon} and {self.steps}"
-            )
-
-    def attack(
-        self, model: nn.Module, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Give images in [0, 1] within epsilon of `x` that raise the model's cross-entropy."""
-        perturbed = self._project(x + self._random_start(x), x)
-        for _ in range(self.steps):
-            with torch.enable_grad():
-                leaf = perturbed.detach().requires_grad_()
-                loss = nn.functional.cross_entropy(model(leaf), y, reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, leaf)
-            step = self.relative_step * self.epsilon * self._unit(gradient)
-            perturbed = self._project(perturbed + step, x)
-        return perturbed.detach()
-
-    def _random_start(self, x: Tensor) -> Tensor:
-        if self.norm == "linf":
-            return self.epsilon * (2 * torch.rand_like(x) - 1)
-        return self.epsilon * torch.rand_like(x[:, :1, :1, :1]) * self._unit(torch.randn_like(x))
-
-    def _unit(self, direction: Tensor) -> Tensor:
-        if self.norm == "linf":
-            return direction.sign()
-        norm: Tensor = direction.flatten(1).norm(dim=1)[:, None, None, None]
-        return direction / norm.clamp_min(1e-12)
-
-    def _project(self, perturbed: Tensor, x: Tensor) -> Tensor:
-        delta = perturbed - x
-        if self.norm == "linf":
-            delta = delta.clamp(-self.epsilon, self.epsilon)
-        else:
-            norm = delta.flatten(1).norm(dim=1)[:, None, None, None]
-            delta = delta * (self.epsilon / norm.clamp_min(self.epsilon))
-        return (x + delta).clamp(0, 1)
-
-
-class CrossEntropyTrained(Classifier):
-    """Abstract: trained by cross-entropy alone."""
-
-    class_balanced = False
+class CrossEntropyTrained(Trainable, Classifier):
+    """Abstract: a classifier trained by cross-entropy alone."""
 
     def training_logits(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Give the logits that training compares with the labels."""
+        """Returns the logits that training compares with the labels."""
         return self.logits(x)
 
     @property
@@ -108,7 +49,7 @@ class CrossEntropyTrained(Classifier):
     def training_loss(
         self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        """Give the cross-entropy."""
+        """Computes the cross-entropy."""
         del phase
         return nn.functional.cross_entropy(self.training_logits(x), y)
 
@@ -120,21 +61,25 @@ class CNNConfig:
     Attributes:
         num_classes: K.
         architecture: Its encoder's convolutions are used (E-ABS section 4.3, Table 9).
-        adversary: Train on this attack's images (Adv-Linf, Adv-L2) in place of clean ones.
+        adversary: The attack whose images replace clean ones in training (Adv-Linf, Adv-L2); None trains on
+            clean images.
     """
 
-    num_classes: int = 10
+    num_classes: AtLeastTwo = 10
     architecture: Architecture = ARCHITECTURES["eabs-mnist"]
     adversary: Adversary | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @final
-class CNN(CrossEntropyTrained):
+class CNN(AdversariallyTrained, CrossEntropyTrained):
     """E-ABS's encoder with a linear layer to the logits (E-ABS section 4.3).
 
     Example:
         >>> import torch
-        >>> from genrobust import CNN
+        >>> from genrobust.models import CNN
         >>> CNN()(torch.rand(3, 1, 28, 28)).shape
         torch.Size([3, 10])
     """
@@ -149,20 +94,20 @@ class CNN(CrossEntropyTrained):
         self.set_parts_training(False)
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give the logits of checked images."""
+        """Returns the logits of checked images."""
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """The attack whose images replace clean ones in training (Adv-Linf, Adv-L2)."""
+        return self.config.adversary
 
     def training_loss(
         self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        """Give the cross-entropy, on adversarial images when the config has an adversary."""
-        if self.config.adversary is not None:
-            training = self.features.training
-            self.set_parts_training(False)
-            x = self.config.adversary.attack(self, x, y)
-            self.set_parts_training(training)
-        return super().training_loss(phase, x, y)
+        """Computes the cross-entropy, on adversarial images if the config has an adversary."""
+        return super().training_loss(phase, self.training_images(x, y), y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +120,12 @@ class MLPConfig:
         hidden: Widths of the hidden layers.
     """
 
-    num_classes: int = 10
-    input_shape: tuple[int, int, int] = (1, 28, 28)
-    hidden: tuple[int, ...] = (500, 500, 500)
+    num_classes: AtLeastTwo = 10
+    input_shape: ImageShape = (1, 28, 28)
+    hidden: Sizes = (500, 500, 500)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @final
@@ -186,7 +134,7 @@ class MLP(CrossEntropyTrained):
 
     Example:
         >>> import torch
-        >>> from genrobust import MLP
+        >>> from genrobust.models import MLP
         >>> MLP()(torch.rand(3, 1, 28, 28)).shape
         torch.Size([3, 10])
     """
@@ -199,7 +147,7 @@ class MLP(CrossEntropyTrained):
         self.set_parts_training(False)
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give the logits of checked images."""
+        """Returns the logits of checked images."""
         values = x.flatten(1)
         for layer in self.layers[:-1]:
             values = layer(values).relu()
@@ -218,12 +166,13 @@ class PoolCNNConfig:
         hidden: Width of the fully connected layer.
     """
 
-    num_classes: int = 10
-    input_shape: tuple[int, int, int] = (1, 28, 28)
-    channels: tuple[int, ...] = (128, 128, 128, 128)
-    hidden: int = 500
+    num_classes: AtLeastTwo = 10
+    input_shape: ImageShape = (1, 28, 28)
+    channels: Sizes = (128, 128, 128, 128)
+    hidden: AtLeastOne = 500
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.input_shape[1:]) < 2 ** len(self.channels):
             raise ValueError(
                 f"Expected `input_shape` to be halved {len(self.channels)} times, but got {self.input_shape}"
@@ -236,7 +185,7 @@ class PoolCNN(CrossEntropyTrained):
 
     Example:
         >>> import torch
-        >>> from genrobust import PoolCNN
+        >>> from genrobust.models import PoolCNN
         >>> PoolCNN()(torch.rand(3, 1, 28, 28)).shape
         torch.Size([3, 10])
     """
@@ -260,7 +209,7 @@ class PoolCNN(CrossEntropyTrained):
         self.set_parts_training(False)
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give the logits of checked images."""
+        """Returns the logits of checked images."""
         features = self.features(x.contiguous(memory_format=torch.channels_last))
         logits: Tensor = self.head(features.flatten(1))
         return logits
@@ -274,31 +223,27 @@ class BayesianMLPConfig:
         num_classes: K.
         input_shape: (C, H, W).
         hidden: Widths of the hidden layers, each followed by dropout.
-        dropout: Share of the hidden units that a draw leaves out.
-        samples: Draws that a decision averages over.
+        dropout: Fraction of the hidden units that a draw leaves out.
+        samples: Number of drawn networks that a decision averages over.
     """
 
-    num_classes: int = 10
-    input_shape: tuple[int, int, int] = (1, 28, 28)
-    hidden: tuple[int, ...] = (500, 500, 500)
-    dropout: float = 0.5
-    samples: int = 10
+    num_classes: AtLeastTwo = 10
+    input_shape: ImageShape = (1, 28, 28)
+    hidden: Sizes = (500, 500, 500)
+    dropout: Share = 0.5
+    samples: AtLeastOne = 10
 
     def __post_init__(self) -> None:
-        if not 0 < self.dropout < 1 or self.samples < 1:
-            raise ValueError(
-                "Expected `dropout` in (0, 1) and `samples` of at least 1, "
-                f"but got {self.dropout} and {self.samples}"
-            )
+        check_fields(self)
 
 
 @final
-class BayesianMLP(CrossEntropyTrained):
-    """An MLP whose dropout stays on: p(y | x) is the mean over drawn networks (Li and Gal 2017).
+class BayesianMLP(Randomized, CrossEntropyTrained):
+    """An MLP with dropout at inference; p(y | x) is the mean over drawn networks (Li and Gal 2017).
 
     Example:
         >>> import torch
-        >>> from genrobust import BayesianMLP
+        >>> from genrobust.models import BayesianMLP
         >>> BayesianMLP()(torch.rand(3, 1, 28, 28)).exp().sum(1).round(decimals=3)
         tensor([1., 1., 1.], grad_fn=<RoundBackward1>)
     """
@@ -315,7 +260,7 @@ class BayesianMLP(CrossEntropyTrained):
         self.set_parts_training(False)
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give log p(y | x), the log of the mean of the softmax over the draws."""
+        """Returns log p(y | x), the log of the mean softmax over the draws."""
         stream, shape = self.noise.stream(), (len(x), self.config.samples)
         draws = [stream.normal((*shape, width), like=x) for width in self.config.hidden]
         return log_mean_exp(self._through(x, draws).log_softmax(2).movedim(1, 0))
@@ -323,19 +268,13 @@ class BayesianMLP(CrossEntropyTrained):
     def training_logits(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Give the logits of one draw, from torch's global generator."""
+        """Returns the logits of one network, drawn from torch's global generator."""
         draws = [torch.randn((len(x), 1, width), device=x.device) for width in self.config.hidden]
         return self._through(x, draws).squeeze(1)
 
-    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
-        """Give a variant that shares the weights and draws its networks in another mode.
-
-        Args:
-            mode: `"fixed"`: the same networks at every call, for every row. `"fresh"`: others each time.
-            seed: The seed of the sequence or of the generator.
-            generator: The generator of the fresh mode; it advances with every call.
-        """
-        return self._variant(noise=noise_source(mode, seed=seed, generator=generator))
+    def with_noise(self, noise: NoiseSource) -> Self:
+        """Returns a variant whose networks are drawn from another source."""
+        return self._variant(noise=noise)
 
     def _through(self, x: Tensor, draws: list[Tensor]) -> Float[Tensor, "batch samples classes"]:
         values = x.flatten(1)[:, None]

@@ -1,6 +1,7 @@
-"""The classifier that purifiers were published with, and the substitutes that stand in for it.
+"""MagNet's classifier, and the substitutes that attacks by transfer are crafted on.
 
-MagNet's classifier (Wang and Morlock 2020, Table 6) and the substitutes A to E (Table 7).
+The purifiers were published with MagNet's classifier (Wang and Morlock 2020, Table 6). The substitutes A to E
+are those of Table 7.
 """
 
 import math
@@ -15,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..nets import Conv
+from .._fields import AtLeastTwo, AtLeastZero, ImageShape, Rate, Sizes, check_fields
+from ..nets.architectures import Conv
 from .baselines import CrossEntropyTrained
 
 __all__ = ["MAGNET", "SUBSTITUTES", "ConvNet", "ConvNetConfig"]
@@ -29,38 +31,36 @@ class ConvNetConfig:
         num_classes: K.
         input_shape: (C, H, W).
         input_dropout: Rate of the dropout before the first convolution.
-        convolutions: Each with ReLU.
+        convolutions: The convolutions, each followed by ReLU.
         pooled: Indices of the convolutions that a 2 x 2 max-pooling follows.
         feature_dropout: Rate of the dropout after the last convolution.
-        hidden: Widths of fully connected layers, each with ReLU.
-        hidden_dropout: Rate of the dropout after each of them.
+        hidden: Widths of the fully connected layers, each followed by ReLU.
+        hidden_dropout: Rate of the dropout after each fully connected layer.
 
     Raises:
         ValueError: If a rate is outside [0, 1), or nothing is left of an image after the convolutions.
     """
 
-    num_classes: int = 10
-    input_shape: tuple[int, int, int] = (1, 28, 28)
-    input_dropout: float = 0.0
+    num_classes: AtLeastTwo = 10
+    input_shape: ImageShape = (1, 28, 28)
+    input_dropout: Rate = 0.0
     convolutions: tuple[Conv, ...] = (Conv(32, 3), Conv(32, 3), Conv(64, 3), Conv(64, 3))
-    pooled: tuple[int, ...] = (1, 3)
-    feature_dropout: float = 0.0
-    hidden: tuple[int, ...] = (200, 200)
-    hidden_dropout: float = 0.0
+    pooled: tuple[AtLeastZero, ...] = (1, 3)
+    feature_dropout: Rate = 0.0
+    hidden: Sizes = (200, 200)
+    hidden_dropout: Rate = 0.0
 
     def __post_init__(self) -> None:
-        rates = (self.input_dropout, self.feature_dropout, self.hidden_dropout)
-        if not all(0 <= rate < 1 for rate in rates):
-            raise ValueError(f"Expected rates of dropout in [0, 1), but got {rates}")
+        check_fields(self)
         if min(self.feature_shape) < 1:
             raise ValueError(
                 f"Expected `input_shape` that the convolutions fit, but got {self.input_shape}, "
-                f"of which they leave {self.feature_shape}"
+                f"which they turn into {self.feature_shape}"
             )
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
-        """What is left of an image after the convolutions."""
+        """Shape of the maps after the convolutions."""
         channels, *sizes = self.input_shape
         for index, layer in enumerate(self.convolutions):
             channels = layer.channels
@@ -70,8 +70,8 @@ class ConvNetConfig:
 
 MAGNET = ConvNetConfig()
 
-# The table leaves out padding. B fits 28 x 28 pixels only if its first convolution keeps their number, up to
-# the stride; so does the first convolution of A and C here, and no other one pads.
+# The table does not state the padding. B fits 28 x 28 pixels only if its first convolution keeps their
+# number, up to the stride. The first convolutions of A and C do the same here, and no other one pads.
 SUBSTITUTES: Mapping[str, ConvNetConfig] = MappingProxyType(
     {
         "A": ConvNetConfig(
@@ -121,7 +121,7 @@ class ConvNet(CrossEntropyTrained):
         self.set_parts_training(False)
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give the logits of checked images."""
+        """Returns the logits of checked images."""
         features = self.features(x.contiguous(memory_format=torch.channels_last))
         logits: Tensor = self.head(features.flatten(1))
         return logits

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, final
 
@@ -11,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..classifier import weights_held
-from ..likelihood import (
+from .._fields import AtLeastTwo, Positive, check_fields
+from .._precision import without_autocast
+from ..likelihoods import (
     OBSERVATION_VARIANCE,
     bernoulli_log_likelihood,
     gaussian_log_likelihood,
@@ -20,8 +20,9 @@ from ..likelihood import (
     log_mean_exp,
     normal_log_density,
 )
-from .amortized import AmortizedClassifier, SamplingBudget
-from .conditionals import GRAPHS, VAE_CNN, Conditional, ConditionalArchitecture, Graph, ImageConditional
+from ..nets.conditionals import GRAPHS, VAE_CNN, Conditional, ConditionalArchitecture, Graph, ImageConditional
+from ..randomness import standard_normal
+from ._amortized import AmortizedClassifier, SamplingBudget
 
 __all__ = ["DeepBayes", "DeepBayesConfig"]
 
@@ -34,42 +35,34 @@ class DeepBayesConfig:
 
     Attributes:
         num_classes: K.
-        architecture: Of every network; the default is VAE-CNN of appendix A. The public code of the follow-up
-            has 64 latents and 5 x 5 convolutions.
-        graph: What p(x, z, y) is made of; the default is p(x | z, y) p(z) p(y) (eq. 2).
-        likelihood: Of the image: `"gaussian"` (the paper's l2 loss) or `"bernoulli"`.
-        variance: Of the Gaussian likelihood; the l2 loss ||x - mean||^2 is one of variance 1/2.
-        inference: K = 10 samples (section 2).
+        architecture: Layers of every network; the default is the VAE-CNN of appendix A. The public code of
+            the follow-up has 64 latents and 5 x 5 convolutions.
+        graph: The factors of p(x, z, y); the default is p(x | z, y) p(z) p(y) (eq. 2).
+        likelihood: Likelihood of the image: `"gaussian"` (the paper's l2 loss) or `"bernoulli"`.
+        variance: Variance of the Gaussian likelihood; the l2 loss ||x - mean||^2 corresponds to 1/2.
+        inference: Settings of the estimate; the default is 10 samples (section 2).
     """
 
-    num_classes: int = 10
+    num_classes: AtLeastTwo = 10
     architecture: ConditionalArchitecture = VAE_CNN
     graph: Graph = GRAPHS["GF"]
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
-    variance: float = OBSERVATION_VARIANCE
+    variance: Positive = OBSERVATION_VARIANCE
     inference: SamplingBudget = PUBLISHED_BUDGET
 
     def __post_init__(self) -> None:
-        if self.likelihood not in ("gaussian", "bernoulli"):
-            raise ValueError(
-                f"Expected `likelihood` to be 'gaussian' or 'bernoulli', but got {self.likelihood!r}"
-            )
-        if not self.variance > 0 or self.num_classes < 2:
-            raise ValueError(
-                "Expected `variance` above 0 and `num_classes` of at least 2, "
-                f"but got {self.variance} and {self.num_classes}"
-            )
+        check_fields(self)
 
 
 class _Observation(Protocol):
     """p(x | z, y), given what the decoder puts out."""
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Give E[x | z, y]."""
+        """Returns E[x | z, y]."""
         ...
 
     def log_likelihood(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """Give log p(x | z, y), summed over pixels."""
+        """Returns log p(x | z, y), summed over pixels."""
         ...
 
 
@@ -99,24 +92,22 @@ class _Bernoulli:
 class DeepBayes(AmortizedClassifier):
     """Decides by log (1/S) sum_s p(x, z_s, y) / q(z_s | x, y) with z_s ~ q(z | x, y), per class (eq. 3).
 
-    The estimate is differentiable in x through the samples: attackers get the model's own gradient. Where the
-    graph gives x no parents (DFX, DBX), scores bound log p(y | x) in place of log p(x, y).
+    The estimate is differentiable in x through the samples, so that attackers get the model's own gradient.
+    If x has no parents in the graph (DFX, DBX), scores bound log p(y | x) in place of log p(x, y).
 
     Shapes: x (B, C, H, W), latents (B, K, S, D), scores (B, K).
 
     Attributes:
-        class_balanced: Whether training batches are (B, K, C, H, W); they are not.
-        validation_budget: What the training loop compares epochs with.
+        validation_budget: The inference budget with which the training loop compares epochs.
 
     Example:
         >>> import torch
-        >>> from genrobust import DeepBayes
+        >>> from genrobust.models import DeepBayes
         >>> model = DeepBayes().with_inference(samples=2)
         >>> model(torch.rand(3, 1, 28, 28)).shape
         torch.Size([3, 10])
     """
 
-    class_balanced = False
     validation_budget: ClassVar[Mapping[str, Any]] = {"samples": 1}
 
     def __init__(self, config: DeepBayesConfig | None = None) -> None:
@@ -135,12 +126,16 @@ class DeepBayes(AmortizedClassifier):
         self.set_parts_training(False)
 
     def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
-        """Give the scores: the softmax of eq. 3 is over them."""
+        """Returns the scores themselves, over which eq. 3 takes the softmax."""
         return scores
 
     def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-        """Give p(y | x) by Bayes' rule (eq. 3)."""
+        """Returns p(y | x) by Bayes' rule (eq. 3)."""
         return scores.softmax(1)
+
+    def combine(self, draws: Float[Tensor, "draws batch classes"]) -> Float[Tensor, "batch classes"]:
+        """Returns the log-mean-exp, as if all importance samples of all draws were one draw's (eq. 3)."""
+        return log_mean_exp(draws)
 
     def log_weights(
         self,
@@ -148,7 +143,7 @@ class DeepBayes(AmortizedClassifier):
         y: Float[Tensor, "#batch #classes 1 columns"],
         noise: Float[Tensor, "batch classes samples latent"],
     ) -> Float[Tensor, "batch classes samples"]:
-        """Give log p(x, z, y) / q(z | x, y) at z = mean + deviation * noise.
+        """Computes log p(x, z, y) / q(z | x, y) at z = mean + deviation * noise.
 
         Args:
             x: Images.
@@ -166,9 +161,9 @@ class DeepBayes(AmortizedClassifier):
         y: Float[Tensor, "#batch #classes 1 columns"],
         noise: Float[Tensor, "batch classes samples latent"],
     ) -> Float[Tensor, "batch classes samples"]:
-        """Give log p(x, y | z) - KL[q(z | x, y) || p(z | .)] at z = mean + deviation * noise.
+        """Computes log p(x, y | z) - KL[q(z | x, y) || p(z | .)] at z = mean + deviation * noise.
 
-        The same bound as the mean of `log_weights`, with less variance.
+        It is the same bound as the mean of `log_weights`, with less variance.
         """
         mean, log_variance = self._posterior(x, y)
         z = mean + (0.5 * log_variance).exp() * noise
@@ -177,7 +172,7 @@ class DeepBayes(AmortizedClassifier):
     def decode(
         self, z: Float[Tensor, "batch classes samples latent"]
     ) -> Float[Tensor, "batch classes samples channels height width"]:
-        """Give E[x | z, y] for latents of every class.
+        """Returns E[x | z, y] for latents of every class.
 
         Raises:
             ValueError: If the graph gives the image no parents.
@@ -186,10 +181,11 @@ class DeepBayes(AmortizedClassifier):
             raise ValueError(f"Expected a graph that generates `x`, but got {self.config.graph}")
         return self.observation.mean(self.decoder({"z": z, "y": self._classes(z)}))
 
+    @without_autocast
     def reconstruct(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes channels height width"]:
-        """Give r(x, y) = E[x | E_q[z | x, y], y] for every class (eq. 5), differentiable in x.
+        """Returns r(x, y) = E[x | E_q[z | x, y], y] for every class (eq. 5), differentiable in x.
 
         Raises:
             ValueError: If the graph gives the image no parents.
@@ -198,26 +194,28 @@ class DeepBayes(AmortizedClassifier):
         mean, _ = self._posterior(x, self._classes(x))
         return self.decode(mean).squeeze(2)
 
+    @without_autocast
     def sample(
         self, per_class: int, *, generator: torch.Generator
     ) -> Float[Tensor, "classes samples channels height width"]:
-        """Draw images of every class: E[x | z, y] for z from its prior.
+        """Draws images of every class: E[x | z, y] for z from its prior.
 
         Raises:
-            ValueError: If the graph gives the image no parents, or the prior of z has the image for one.
+            ValueError: If the image has no parents in the graph, or is a parent of z.
         """
         if "x" in self.config.graph.z:
             raise ValueError(f"Expected a graph whose latent has a prior, but got {self.config.graph}")
         like = next(self.parameters())
         shape = (1, self.num_classes, per_class, self.config.architecture.latent_dim)
-        noise = torch.randn(shape, generator=generator).to(like)
+        noise = standard_normal(shape, generator).to(like)
         mean, log_variance = self._prior(noise, self._classes(noise))
         return self.decode(mean + (0.5 * log_variance).exp() * noise)[0]
 
+    @without_autocast
     def encode(
         self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch latent"]:
-        """Give the mean of q(z | x, y)."""
+        """Returns the mean of q(z | x, y)."""
         x = self.check(x)
         classes = nn.functional.one_hot(y, self.num_classes).to(x.dtype)[:, None, None]
         return self._posterior(x, classes)[0][:, 0, 0]
@@ -230,7 +228,7 @@ class DeepBayes(AmortizedClassifier):
     def training_loss(
         self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        """Give the negative ELBO with one sample, from torch's global generator."""
+        """Computes the negative ELBO with one sample from torch's global generator."""
         del phase
         classes = nn.functional.one_hot(y, self.num_classes).to(x.dtype)[:, None, None]
         noise = torch.randn((len(x), 1, 1, self.config.architecture.latent_dim), device=x.device)
@@ -250,21 +248,16 @@ class DeepBayes(AmortizedClassifier):
         return log_mean_exp(torch.cat(rows).movedim(2, 0))
 
     def _weigh(self, x: Tensor, classes: Tensor, noise: Tensor, *, again: bool) -> Tensor:
-        """Give log weights; where chunks bound the memory, backward computes their activations again."""
+        """Computes log weights; if they come in chunks, the backward pass recomputes the activations."""
         if not (again and torch.is_grad_enabled()):
             return self.log_weights(x, classes, noise)
-        # An attack's view holds the weights in its forward pass alone; both passes have to build one graph.
-        held = not any(parameter.requires_grad for parameter in self.parameters())
-
-        def log_weights() -> Tensor:
-            with weights_held(self) if held else nullcontext():
-                return self.log_weights(x, classes, noise)
-
-        weights: Tensor = checkpoint(log_weights, use_reentrant=False, preserve_rng_state=False)
+        weights: Tensor = checkpoint(
+            self.log_weights, x, classes, noise, use_reentrant=False, preserve_rng_state=False
+        )
         return weights
 
     def _chunk_sizes(self, x: Tensor, samples: int) -> tuple[int, int]:
-        """Images and samples whose activations fit the budget's memory, at least one of each."""
+        """Returns how many images and samples fit the budget's memory, at least one of each."""
         triples = self.budget.max_bytes // (self.config.architecture.activations * x.element_size())
         images = triples // (self.num_classes * samples)
         return (images, samples) if images else (1, max(1, triples // self.num_classes))
@@ -292,7 +285,7 @@ class DeepBayes(AmortizedClassifier):
     def _log_likelihood(
         self, x: Tensor, z: Float[Tensor, "batch classes samples latent"], y: Tensor
     ) -> Float[Tensor, "batch classes samples"]:
-        """Give log p(x | .) + log p(y | .), of those that the graph has."""
+        """Returns log p(x | .) + log p(y | .), without the factors that the graph lacks."""
         values = {"x": x, "z": z, "y": y}
         total = z.new_zeros(z.shape[:-1])
         if self.decoder is not None:

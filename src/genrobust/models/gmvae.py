@@ -9,12 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..classifier import Classifier
+from .._fields import AtLeastTwo, Positive, check_fields
+from .._precision import without_autocast
+from ..capabilities import DecidesByEncoder, DecodesMixture, Tempered
+from ..contract import Classifier
 from ..data import UNLABELLED
 from ..inference import LatentObjective, UniformPrior
-from ..likelihood import gaussian_log_normalizer, kl_between_normals, squared_error
-from .amortized import AmortizedClassifier, SamplingBudget
-from .pooling import PoolingArchitecture, PoolingEncoder, UpsamplingDecoder
+from ..likelihoods import gaussian_log_normalizer, kl_between_normals, squared_error
+from ..nets.pooling import PoolingArchitecture, PoolingEncoder, UpsamplingDecoder
+from ..randomness import standard_normal
+from ._amortized import AmortizedClassifier, SamplingBudget
 
 __all__ = ["GMVAE", "GMVAEConfig", "NearestMean"]
 
@@ -24,50 +28,45 @@ PUBLISHED_BUDGET = SamplingBudget(samples=1, posterior_mean=True)
 
 @dataclass(frozen=True, kw_only=True)
 class GMVAEConfig:
-    """Hyperparameters of GMVAE, with the published values where there are any.
+    """Hyperparameters of GMVAE, with the published values if the paper states them.
 
     Attributes:
         num_classes: K.
-        architecture: Of encoder and decoder. The paper has convolution, max-pooling, upsampling and dense
-            layers with ReLU, and K latents (SVHN: 32); it does not give their widths.
-        alpha: Weight of the distance to the class's mean (eq. 7). The paper gives no value. It is also the
-            precision of the mixture: eq. 7 is -log p(x, z | y) of a class N(mu_y, I / (2 alpha)), and with
-            100 the means are 20 standard deviations apart.
+        architecture: Layers of encoder and decoder. The paper has convolution, max-pooling, upsampling and
+            dense layers with ReLU, and K latents (SVHN: 32). It does not state their widths.
+        alpha: Weight of the distance to the class's mean (eq. 7). The paper states no value. It is also the
+            precision of the mixture: eq. 7 is -log p(x, z | y) for a class N(mu_y, I / (2 alpha)). With 100
+            the means are 20 standard deviations apart.
         encoder_variance: Sigma_constant, the variance of q(z | x) in every latent; 1/3000 for MNIST, less for
-            more latents (section 4). None has the encoder give the variance, with its entropy in the loss:
-            the ablation of Figure 5.
-        temperature: Divides class scores into logits; None calibrates it on validation data.
-        inference: The latent at the mean of q(z | x) (section 3.3), or a mean over draws.
+            more latents (section 4). None lets the encoder compute the variance and adds its entropy to the
+            loss (the ablation of Figure 5).
+        temperature: Divisor that turns class scores into logits; None calibrates it on validation data.
+        inference: Whether scores use the mean of q(z | x) (section 3.3), or a mean over draws.
     """
 
-    num_classes: int = 10
+    num_classes: AtLeastTwo = 10
     architecture: PoolingArchitecture = PUBLISHED_ARCHITECTURE
-    alpha: float = 100.0
-    encoder_variance: float | None = 1 / 3000
-    temperature: float | None = None
+    alpha: Positive = 100.0
+    encoder_variance: Positive | None = 1 / 3000
+    temperature: Positive | None = None
     inference: SamplingBudget = PUBLISHED_BUDGET
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_classes <= self.architecture.latent_dim:
+        check_fields(self)
+        if self.num_classes > self.architecture.latent_dim:
             raise ValueError(
-                "Expected `num_classes` of at least 2, and a latent for each, "
-                f"but got {self.num_classes} and {self.architecture.latent_dim} latents"
+                f"Expected a latent for each of the classes of `num_classes`, but got {self.num_classes} and "
+                f"{self.architecture.latent_dim} latents"
             )
-        if not self.alpha > 0:
-            raise ValueError(f"Expected `alpha` above 0, but got {self.alpha}")
-        for name in ("encoder_variance", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"Expected `{name}` above 0, but got {value}")
 
     @property
     def prior_variance(self) -> float:
-        """Variance of every class in every latent: what eq. 7 penalises distances by."""
+        """Variance of every class in every latent, by which eq. 7 scales distances."""
         return 1 / (2 * self.alpha)
 
 
 @final
-class GMVAE(AmortizedClassifier):
+class GMVAE(DecodesMixture, DecidesByEncoder, Tempered, AmortizedClassifier):
     """Decides for the mean of the mixture that is nearest to the image's encoding (eq. 8).
 
     Class scores are the bound of eq. 6 on log p(x, y), with all constants:
@@ -75,36 +74,34 @@ class GMVAE(AmortizedClassifier):
         -||x - g(z)||^2 - KL[q(z | x) || N(mu_y, I / (2 alpha))] + constant,
 
     with a Gaussian of variance 1/2 as likelihood, which makes eq. 7 their negative up to a constant. The
-    likelihood is the same for every class, so that it moves log p(x) and no decision. It is taken at the mean
-    f(x): a score may then exceed the bound by what the noise adds to the error; `posterior_mean=False` gives
-    the bound proper, estimated with draws. Everything is differentiable in x; nothing is optimised at
-    inference. What the paper leaves open, and what was chosen:
+    likelihood is the same for every class. It therefore changes log p(x), but no decision. It is taken at the
+    mean f(x), so that a score may exceed the bound by the error that the noise adds. `posterior_mean=False`
+    estimates the bound itself with draws. Scores are differentiable in x; inference optimises nothing. The
+    paper leaves some choices open. We chose:
 
-    - Widths, alpha, rates and epochs: see the config, `PoolingArchitecture` and `zoo.recipes`.
-    - The covariance of the classes: that of eq. 7 in the scores; thresholds take the one that is measured
-      on training images (`selective.chi_square_detector`).
-    - Eq. 3 asks for log p(z) of an unlabelled image: it is taken at the drawn z. It counts as far as the
-      labels in the batch are right beyond chance: from the first step on, it would hold all images at the
-      mean that they happen to start from, against the few labels.
-    - `reconstruct` gives g(f(x)) for every class, as x and y are independent given z (eq. 6).
+    - Widths, alpha, rates and epochs: see the config, `PoolingArchitecture` and `training.recipes`.
+    - The covariance of the classes is that of eq. 7 in the scores. Thresholds use the covariance that is
+      measured on training images (`selective.chi_square_detector`).
+    - Eq. 3 asks for log p(z) of an unlabelled image, which we take at the drawn z. This term is weighted by
+      how far above chance the batch's labels are. At full weight from the start, it would pin every image to
+      its initial mean, against the few labels.
+    - `reconstruct` returns g(f(x)) for every class, because x and y are independent given z (eq. 6).
 
     Shapes: x (B, C, H, W), latents (B, D), scores (B, K).
 
     Attributes:
         means: mu_1 to mu_K, one-hot and padded with zeros, shape (K, D).
-        temperature: Divides class scores into logits.
-        calibrates_temperature: Whether training sets it, on validation data.
-        class_balanced: Whether training batches are (B, K, C, H, W); they are not.
-        validation_budget: What the training loop compares epochs with.
+        temperature: Divisor that turns class scores into logits.
+        calibrates_temperature: Whether training sets the temperature on validation data.
+        validation_budget: The inference budget with which the training loop compares epochs.
 
     Example:
         >>> import torch
-        >>> from genrobust import GMVAE
+        >>> from genrobust.models import GMVAE
         >>> GMVAE()(torch.rand(3, 1, 28, 28)).shape
         torch.Size([3, 10])
     """
 
-    class_balanced = False
     validation_budget: ClassVar[Mapping[str, Any]] = {"posterior_mean": True}
     means: Tensor
     temperature: Tensor
@@ -125,44 +122,47 @@ class GMVAE(AmortizedClassifier):
         self.set_parts_training(False)
 
     def scores_to_logits(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
-        """Give the scores, without their constant, over the temperature."""
+        """Returns the scores without their constant, divided by the temperature."""
         return (scores - self._log_constant) / self.temperature
 
     def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-        """Give p(y | z), a softmax of distances to the means over the temperature (eq. 8)."""
+        """Returns p(y | z), the softmax of negative distances to the means over the temperature (eq. 8)."""
         return self.scores_to_logits(scores).softmax(1)
 
+    @without_autocast
     def encode(
         self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch latent"]:
-        """Give f(x), the mean of q(z | x), differentiable in x; the class does not matter."""
+        """Returns f(x), the mean of q(z | x), differentiable in x; the class does not matter."""
         del y
         return self._posterior(self.check(x))[0]
 
     def distances(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch classes"]:
-        """Give ||z - mu_k||^2 for every class."""
+        """Returns ||z - mu_k||^2 for every class."""
         return (z[:, None] - self.means).square().sum(2)
 
+    @without_autocast
     def reconstruct(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes channels height width"]:
-        """Give g(f(x)), the same for every class, differentiable in x."""
+        """Returns g(f(x)), the same for every class, differentiable in x."""
         images: Tensor = self.decoder(self.encode(x)[:, None])
         return images.expand(-1, self.num_classes, -1, -1, -1)
 
     @torch.no_grad()
+    @without_autocast
     def sample(
         self, per_class: int, *, generator: torch.Generator
     ) -> Float[Tensor, "classes samples channels height width"]:
-        """Draw images of every class: g(z) for z from N(mu_y, I / (2 alpha))."""
+        """Draws images of every class: g(z) for z from N(mu_y, I / (2 alpha))."""
         shape = (self.num_classes, per_class, self.config.architecture.latent_dim)
-        noise = torch.randn(shape, generator=generator).to(self.means)
+        noise = standard_normal(shape, generator).to(self.means)
         images: Tensor = self.decoder(self.means[:, None] + math.sqrt(self.config.prior_variance) * noise)
         return images
 
     @property
     def objective(self) -> LatentObjective:
-        """||x - g(z)||^2, for the inference engine: eq. 9, with one problem for each mean as start."""
+        """The objective ||x - g(z)||^2 of eq. 9, with one problem per mean, which is its start."""
         scale = math.sqrt(self.config.prior_variance)
         return LatentObjective(
             decoders=self.decoder,
@@ -174,7 +174,7 @@ class GMVAE(AmortizedClassifier):
         )
 
     def encoder_view(self) -> "NearestMean":
-        """Give the encoder as a classifier of its own, which shares the weights: what the paper attacks."""
+        """Returns the encoder as a separate classifier that shares the weights; the paper attacks it."""
         return NearestMean(self)
 
     @property
@@ -185,15 +185,15 @@ class GMVAE(AmortizedClassifier):
     def training_loss(
         self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        """Give the mean over images of eq. 7 where there is a label, and of eq. 3 where there is none.
+        """Computes the mean over images of eq. 7 for labelled images and eq. 3 for unlabelled ones.
 
-        Both negated, up to constants, with one draw of z from torch's global generator. In a batch of both,
-        log p(z) of eq. 3 counts as far as the labels are right.
+        Both are negated and lack constants. They use one draw of z from torch's global generator. In a batch
+        of both, log p(z) of eq. 3 is weighted by how far above chance the labels are.
 
         Args:
             phase: `"elbo"`.
             x: Images.
-            y: Classes; -1 where it is not known.
+            y: Classes; -1 for an unlabelled image.
         """
         if phase != "elbo":
             raise ValueError(f"Expected `phase` to be 'elbo', but got {phase!r}")
@@ -209,14 +209,14 @@ class GMVAE(AmortizedClassifier):
         return loss
 
     def _penalty(self, mean: Tensor, log_variance: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
-        """Give alpha ||f(x) - mu_y||^2, or the divergence where the variance is free."""
+        """Computes alpha ||f(x) - mu_y||^2, or the divergence if the encoder computes the variance."""
         if self.config.encoder_variance is not None:
             return self.config.alpha * (mean - target).square().sum(1)
         return kl_between_normals(mean, log_variance, target, self._prior_log_variance(target))
 
     @torch.no_grad()
     def _trust(self, mean: Float[Tensor, "batch latent"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """Give 0 where labelled images are labelled no better than by chance, and 1 where all are right."""
+        """Returns 0 if labelled images are classified no better than by chance, and 1 if all are right."""
         known = y != UNLABELLED
         if not known.any():
             return mean.new_ones(())
@@ -232,7 +232,7 @@ class GMVAE(AmortizedClassifier):
         return gaussian_log_normalizer(math.prod(self.input_shape)) - math.log(self.num_classes)
 
     def _posterior(self, x: Tensor) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Give mean and log-variance of q(z | x)."""
+        """Returns mean and log-variance of q(z | x)."""
         outputs: Tensor = self.encoder(x).to(x.dtype)
         if self.config.encoder_variance is not None:
             return outputs, torch.full_like(outputs, math.log(self.config.encoder_variance))
@@ -265,11 +265,11 @@ class GMVAE(AmortizedClassifier):
 
 @final
 class NearestMean(Classifier):
-    """GMVAE's encoder alone: logits fall with the squared distance to each mean.
+    """GMVAE's encoder alone, whose logits fall with the squared distance to each mean.
 
-    The paper crafts its FGSM, MIM and PGD examples on it (section 4). Its cross-entropy is that of the whole
-    model, whose logits differ by the likelihood, which all classes share: what an attack on it does not know
-    is the thresholds.
+    The paper crafts its FGSM, MIM and PGD examples on it (section 4). Its cross-entropy equals that of the
+    whole model, because all classes share the likelihood by which the logits differ. An attack on it knows
+    everything but the thresholds.
 
     Attributes:
         model: The whole model.
@@ -280,6 +280,6 @@ class NearestMean(Classifier):
         self.model = model
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give -alpha ||f(x) - mu_k||^2 / temperature."""
+        """Returns -alpha ||f(x) - mu_k||^2 / temperature."""
         distances = self.model.distances(self.model.encode(x))
         return -self.model.config.alpha * distances / self.model.temperature

@@ -1,24 +1,28 @@
-"""VaDE as a classifier (Zhang 2020): one VAE whose latents are a Gaussian mixture, a part per class."""
+"""VaDE as a classifier (Zhang 2020): one VAE whose latents are a Gaussian mixture with a part per class."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .._fields import AtLeastTwo, NotNegative, Positive, check_fields
+from ..capabilities import Certifiable
 from ..gradients import Automatic
 from ..inference import ClassPrior, InferenceBudget, observation
-from ..likelihood import kl_between_normals
-from ..nets import ARCHITECTURES, Architecture, DecoderBank, EncoderBank
-from .latent import LatentClassifier
+from ..likelihoods import kl_between_normals
+from ..nets.architectures import ARCHITECTURES, Architecture
+from ..nets.banks import DecoderBank, EncoderBank
+from ._adversarial import AdversariallyTrained, Adversary
+from ._latent import LatentClassifier
 
 __all__ = ["VaDEClassifier", "VaDEConfig"]
 
 PUBLISHED_BUDGET = InferenceBudget(candidates=0)
-MOMENTUM = 0.05  # of the running mean of the encoder's log-variance
+MOMENTUM = 0.05  # momentum of the running mean of the encoder's log-variance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,85 +31,85 @@ class VaDEConfig:
 
     Attributes:
         num_classes: K.
-        architecture: Of encoder and decoder: LeNet with 20 latents (MNIST, Fashion-MNIST), or VGG-16 with 10
-            (CIFAR).
-        likelihood: Of the image: `"gaussian"` (eq. 29) or `"bernoulli"` (eq. 27, for binary images).
-        variance: sigma_x^2 of the Gaussian; None has the decoder give it for every pixel (eq. 17). The paper
-            allows both, and assumes a constant one where it bounds the distance of adversarial examples.
+        architecture: Layers of encoder and decoder: LeNet with 20 latents (MNIST, Fashion-MNIST), or VGG-16
+            with 10 (CIFAR).
+        likelihood: Likelihood of the image: `"gaussian"` (eq. 29) or `"bernoulli"` (eq. 27, for binary
+            images).
+        variance: sigma_x^2 of the Gaussian; None lets the decoder compute it for every pixel (eq. 17). The
+            paper allows both. It assumes a constant one to bound the distance of adversarial examples.
         variational: Whether inference optimises the variance of q(z) beside its mean, and draws z. Eq. 35
             optimises the mean alone.
-        alpha: Factor of the scores, in nats, within p(y | x) (eq. 36). The paper gives no value: None
+        alpha: Factor of the scores, in nats, within p(y | x) (eq. 36). The paper states no value; None
             calibrates it on validation data.
         eta: Offset within p(y | x) (eq. 36). The paper refers to ABS, whose value is tied to the scale of its
-            scores: 0 by default.
-        separation: mu_y starts at so many times a standard normal draw, sigma_y at 1. The paper does not say
-            how they start; nearer classes overlap, and stay so.
-        inference: The encoder's output is where refinement starts (section 3.4). The paper does not give the
-            number of steps: at most 50, as in ABS.
+            scores. The default is 0.
+        separation: Class means mu_y are initialised as `separation` times a standard normal draw, and sigma_y
+            as 1. The paper does not state how they start. With a smaller factor classes overlap and never
+            separate.
+        adversary: The attack whose images replace clean ones in training; None trains on clean images. The
+            paper combines VaDE with adversarial training by FGSM (Tables 5 to 7), and states neither epsilon
+            nor loss. Ours attacks the class scores at the encoder's proposal, and learns the bound at the
+            attacked image (eq. 14).
+        inference: Refinement starts at the encoder's output (section 3.4). The paper does not state the
+            number of steps. We take at most 50, as in ABS.
     """
 
-    num_classes: int = 10
+    num_classes: AtLeastTwo = 10
     architecture: Architecture = ARCHITECTURES["lenet-mnist"]
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
-    variance: float | None = None
+    variance: Positive | None = None
     variational: bool = False
-    alpha: float | None = None
-    eta: float = 0.0
-    separation: float = 10.0
+    alpha: Positive | None = None
+    eta: NotNegative = 0.0
+    separation: NotNegative = 10.0
+    adversary: Adversary | None = None
     inference: InferenceBudget = PUBLISHED_BUDGET
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise ValueError(f"Expected `num_classes` of at least 2, but got {self.num_classes}")
-        if (self.alpha is not None and not self.alpha > 0) or not (self.eta >= 0 and self.separation >= 0):
-            raise ValueError(
-                "Expected `alpha` above 0, `eta` and `separation` of at least 0, "
-                f"but got {self.alpha}, {self.eta} and {self.separation}"
-            )
+        check_fields(self)
         observation(self.likelihood, variance=self.variance)
 
 
 @final
-class VaDEClassifier(LatentClassifier):
+class VaDEClassifier(AdversariallyTrained, LatentClassifier, Certifiable):
     """Decides by max over q(z) of log p(x | z) - KL[q(z) || N(mu_y, diag(sigma_y^2))], per class (eq. 35).
 
     One encoder and one decoder serve all classes, which differ in mu_y and sigma_y, both learned.
 
-    By default q has the mean that is optimised and a variance that is not (eq. 35), and the likelihood is
-    taken at the mean (eq. 37). What the paper leaves open, and what was chosen:
+    By default inference optimises the mean of q and not its variance (eq. 35), and the likelihood is taken at
+    the mean (eq. 37). The paper leaves some choices open. We chose:
 
-    - Eq. 35 leaves the variance to the encoder. Here it is the encoder's typical one (the geometric mean over
-      training images), not that of the image: x then enters the score through the likelihood alone. The
-      envelope gradient is exact, eq. 38 can hold, and no attacker moves a score by moving a variance.
-    - "z obeys N(mu_y, sigma_y^2)" below eq. 35 would ignore the image: z is that of q, as in eq. 31.
-    - Eq. 27 halves the Bernoulli likelihood, which would be no bound on log p(x): it is not halved here.
-    - The rate of Adam, the number of epochs: see `zoo.recipes`.
+    - Eq. 35 leaves the variance to the encoder. We take the encoder's typical variance (the geometric mean
+      over training images), not that of the image. x then enters the score through the likelihood alone, so
+      that the envelope gradient is exact, eq. 38 can hold, and no attacker can move a score by moving a
+      variance.
+    - "z obeys N(mu_y, sigma_y^2)" below eq. 35 would ignore the image. We draw z from q, as in eq. 31.
+    - Eq. 27 halves the Bernoulli likelihood, which would not bound log p(x). We do not halve it.
+    - The rate of Adam and the number of epochs: see `training.recipes`.
 
-    A likelihood at the mean leaves out how it falls around it: the score may exceed log p(x, y), by about
-    half the trace of the likelihood's curvature times the variance. `variational=True` gives the bound
-    proper, with the variance optimised too, estimated with a draw.
+    A likelihood at the mean ignores its decrease around the mean. The score may therefore exceed log p(x, y),
+    by about half the trace of the likelihood's curvature times the variance. `variational=True` optimises the
+    variance too and estimates the bound itself with a draw.
 
-    Inference starts from the encoder's proposal (section 3.4) and ends in an optimum near it, also where an
-    attack has moved the proposal: the decision is then the encoder's. The default gradient therefore goes
-    through the encoder (`Proposal`): with the envelope's, which takes the optimum as given, PGD misses many
-    adversarial examples. `with_inference(candidates=2000)` has inference start from the best of so many
-    latents of every class too: it is much nearer to exact, and the default gradient is the envelope's there.
+    Inference starts at the encoder's proposal (section 3.4) and ends in an optimum near it. If an attack
+    moves the proposal, the encoder's error decides. The default gradient therefore goes through the encoder
+    (`Proposal`). PGD with the envelope gradient, which takes the optimum as given, misses many adversarial
+    examples. With `with_inference(candidates=2000)` inference also starts from the best of 2000 random
+    latents per class. It is then much nearer to exact, and the default gradient is the envelope's.
 
     Shapes: x (B, C, H, W), latents (B, K, D), scores (B, K).
 
     Attributes:
-        class_balanced: Whether training batches are (B, K, C, H, W); they are not.
-        validation_budget: What the training loop compares epochs with.
+        validation_budget: The inference budget with which the training loop compares epochs.
 
     Example:
         >>> import torch
-        >>> from genrobust import VaDEClassifier
+        >>> from genrobust.models import VaDEClassifier
         >>> model = VaDEClassifier().with_inference(steps=2)
         >>> model(torch.rand(3, 1, 28, 28)).shape
         torch.Size([3, 10])
     """
 
-    class_balanced = False
     validation_budget: ClassVar[Mapping[str, Any]] = {"candidates": 0, "steps": 1}
     prior: ClassPrior
 
@@ -130,6 +134,33 @@ class VaDEClassifier(LatentClassifier):
         self.config = config
         self.gradient = Automatic()
 
+    def certificate_terms(self) -> tuple[float, float]:
+        """Returns sigma_x^2, and the least divergence that any latent of any class pays.
+
+        Raises:
+            ValueError: If the decoder computes sigma_x, or the likelihood is not Gaussian.
+        """
+        variance = self.config.variance
+        if variance is None:
+            raise ValueError(
+                "Expected a Gaussian likelihood of constant `variance`, "
+                f"but got {self.config.likelihood!r} with {variance}"
+            )
+        if self.variational:
+            return variance, 0.0
+        mean, log_variance = self.prior.mean.detach(), self.prior.log_variance.detach()
+        least = kl_between_normals(mean, self.prior.log_variance_of_points, mean, log_variance).min()
+        return variance, float(least)
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """The attack whose images replace clean ones in training."""
+        return self.config.adversary
+
+    def attacked_variant(self) -> Self:
+        """Returns the variant that decides at the encoder's proposal, which costs no refinement."""
+        return self.with_inference(candidates=0, encoder_proposal=True, steps=0)
+
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:
         """The parameters that each phase of a training step updates (Algorithm 1)."""
@@ -138,13 +169,14 @@ class VaDEClassifier(LatentClassifier):
     def training_loss(
         self, phase: str, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        """Give the mean over images of -log p(x | z) + KL[q(z | x) || p(z | y)] in nats (eq. 27 and 29).
+        """Computes the mean over images of -log p(x | z) + KL[q(z | x) || p(z | y)] in nats (eq. 27 and 29).
 
-        With one sample z, from torch's global generator. While the parts are in training mode, the running
-        mean of the encoder's log-variance is updated too.
+        It uses one sample z from torch's global generator. In training mode, it also updates the running mean
+        of the encoder's log-variance. With an adversary, x are the images that it attacked.
         """
         if phase != "elbo":
             raise ValueError(f"Expected `phase` to be 'elbo', but got {phase!r}")
+        x = self.training_images(x, y)
         mean, log_variance = (part.to(x.dtype) for part in self.encoders(x[:, None]))
         z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         prior_mean, prior_log_variance = self.prior.mean[y, None], self.prior.log_variance[y, None]

@@ -1,27 +1,26 @@
-"""Classifiers that may refuse: detectors, thresholds, rejection, and a second look at what was rejected."""
+"""Classifiers that may reject: detectors, thresholds, rejection, and reclassification of rejected images."""
 
 from .coverage import RiskCoverage, risk_coverage
 from .detectors import (
     Detector,
-    EncodesMixture,
-    Evidence,
     calibrate_detector,
     class_scores_of,
     read_detectors,
     save_detectors,
 )
+from .evidence import Evidence, register_evidence
+from .guard import GuardedClassifier
 from .reclassification import Reclassification, decide, reclassify
-from .reconstructions import Reconstructs, optimized_reconstruction, reconstruction
-from .rejection import SelectiveClassifier
+from .reconstructions import optimized_reconstruction, reconstruction
+from .rejection import SelectiveClassifier, selective
 from .thresholds import THREE_SIGMA, chi_square_critical, chi_square_detector, three_sigma_detectors
 
 __all__ = [
     "THREE_SIGMA",
     "Detector",
-    "EncodesMixture",
     "Evidence",
+    "GuardedClassifier",
     "Reclassification",
-    "Reconstructs",
     "RiskCoverage",
     "SelectiveClassifier",
     "calibrate_detector",
@@ -33,7 +32,9 @@ __all__ = [
     "read_detectors",
     "reclassify",
     "reconstruction",
+    "register_evidence",
     "risk_coverage",
     "save_detectors",
+    "selective",
     "three_sigma_detectors",
 ]

@@ -1,4 +1,4 @@
-"""What a selective classifier gains by refusing: risk among the accepted, against their share."""
+"""The risk of a selective classifier among the accepted images, over their share."""
 
 from dataclasses import dataclass
 from typing import final
@@ -7,34 +7,38 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .._brief import one_line
+
 __all__ = ["RiskCoverage", "risk_coverage"]
 
 
 @final
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The risk-coverage curve: a point for every threshold that accepts another set of images.
+    """The risk-coverage curve, with a point for every threshold that changes the accepted images.
 
     Attributes:
-        coverage: Share of the images that is accepted, rising to 1.
-        risk: Share of the accepted that is decided wrongly.
+        coverage: Share of accepted images, rising to 1.
+        risk: Share of wrong decisions among the accepted images.
     """
 
     coverage: Float[Tensor, " points"]
     risk: Float[Tensor, " points"]
 
+    __repr__ = one_line
+
     @property
     def area(self) -> float:
-        """Area under the curve, a step function: the mean risk over coverages; lower is better."""
+        """Area under the curve, a step function. It is the mean risk over coverages; lower is better."""
         widths = self.coverage.diff(prepend=self.coverage.new_zeros(1))
         return float((widths * self.risk).sum())
 
 
 def risk_coverage(margins: Float[Tensor, " images"], wrong: Bool[Tensor, " images"]) -> RiskCoverage:
-    """Give the curve of accepting images in the order of their margins, the least suspicious first.
+    """Computes the curve of accepting images in the order of their margins, the least suspicious first.
 
     Args:
-        margins: What is thresholded, such as `SelectiveClassifier.margins`; images of equal margin are
+        margins: The values to threshold, such as `SelectiveClassifier.margins`. Images with equal margins are
             accepted together.
         wrong: Whether the label among the K classes is wrong.
 

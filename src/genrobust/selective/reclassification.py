@@ -1,46 +1,36 @@
-"""A second look at rejected images: which latent explains them best? (Ghosh et al. 2019, section 3.5)."""
+"""Reclassification of rejected images by the latent that explains them best (Ghosh 2019, section 3.5)."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard, final
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .._brief import one_line
+from .._precision import without_autocast
+from ..capabilities import DecodesMixture
 from ..inference import InferenceBudget, LatentObjective, Posterior, refine
 from ..randomness import FixedNoise
-from .detectors import Detector, mahalanobis
+from .detectors import Detector
+from .evidence import mahalanobis
 from .rejection import SelectiveClassifier
 
-__all__ = ["DecodesMixture", "Reclassification", "decide", "reclassify"]
+__all__ = ["Reclassification", "decide", "reclassify"]
 
 BUDGET = InferenceBudget(candidates=0, steps=100)
-
-
-class DecodesMixture(Protocol):
-    """A model whose decoder serves all classes, with a mean for each."""
-
-    @property
-    def means(self) -> Float[Tensor, "classes latent"]:
-        """The mean of every class."""
-        ...
-
-    @property
-    def objective(self) -> LatentObjective:
-        """||x - g(z)||^2, with a problem per class."""
-        ...
 
 
 @final
 @dataclass(frozen=True)
 class Reclassification:
-    """What eq. 9 makes of images.
+    """The result of eq. 9 for a batch of images.
 
     Attributes:
-        labels: The class of the mean that is nearest to z*; K where the image stays rejected, shape (B,).
+        labels: The class of the mean that is nearest to z*; K if the image stays rejected, shape (B,).
         latents: z*, shape (B, D).
         errors: ||x - g(z*)||, shape (B,).
-        fooling: Where z* or its image is beyond a threshold: no image of any class, shape (B,).
+        fooling: Whether z* or its image is beyond a threshold, as for an image of no class, shape (B,).
     """
 
     labels: Int[Tensor, " batch"]
@@ -48,7 +38,10 @@ class Reclassification:
     errors: Float[Tensor, " batch"]
     fooling: Bool[Tensor, " batch"]
 
+    __repr__ = one_line
 
+
+@without_autocast
 def reclassify(
     classifier: SelectiveClassifier,
     x: Float[Tensor, "batch channels height width"],
@@ -56,25 +49,25 @@ def reclassify(
     budget: InferenceBudget = BUDGET,
     reject_fooling: bool = True,
 ) -> Reclassification:
-    """Label images by z* = argmin over z of ||g(z) - x||, the best of K searches, one from each mean (eq. 9).
+    """Labels images by z* = argmin over z of ||g(z) - x||, the best of K searches from the means (eq. 9).
 
-    The paper leaves norm and optimiser open: the norm is L2, and each search is the refinement that latent
-    classifiers use (BFGS until it has converged).
+    The paper leaves norm and optimiser open. We use L2, and each search is the refinement of the latent
+    classifiers (BFGS until it has converged).
 
     Args:
-        classifier: Its model has `means` and an `objective`; its detectors are of `"latent"` and
-            `"distance"`, and say what stays rejected.
+        classifier: A classifier whose model has `means` and an `objective`. Its detectors are `"latent"` and
+            `"distance"`; they decide what stays rejected.
         x: Images, as a rule those that the classifier rejected.
-        budget: Of each search.
-        reject_fooling: Whether fooling images stay rejected. Where none are expected, the paper labels them
-            too, for more coverage.
+        budget: Budget of each search.
+        reject_fooling: Whether fooling images stay rejected. If no such images are expected, the paper labels
+            them too, for more coverage.
 
     Raises:
-        ValueError: If the model or a detector is another.
+        ValueError: If the model or a detector is of another kind.
     """
     model = classifier.model
-    if not _decodes_mixture(model):
-        raise ValueError(f"Expected a model with `means` and `objective`, but got {type(model).__name__}")
+    if not isinstance(model, DecodesMixture):
+        raise ValueError(f"Expected a model that is `DecodesMixture`, but got {type(model).__name__}")
     for detector in classifier.detectors:
         if detector.evidence not in ("latent", "distance"):
             raise ValueError(f"Expected detectors of 'latent' and 'distance', but got {detector.evidence!r}")
@@ -95,6 +88,7 @@ def reclassify(
 
 
 @torch.no_grad()
+@without_autocast
 def decide(
     classifier: SelectiveClassifier,
     x: Float[Tensor, "batch channels height width"],
@@ -102,7 +96,7 @@ def decide(
     budget: InferenceBudget = BUDGET,
     reject_fooling: bool = True,
 ) -> Int[Tensor, " batch"]:
-    """Give labels by the encoder where it is believed, and by `reclassify` of what was rejected."""
+    """Returns the encoder's labels for accepted images, and those of `reclassify` for rejected ones."""
     prediction = classifier.predict(x)
     labels, rejected = prediction.labels.clone(), prediction.rejected
     again = reclassify(classifier, x[rejected], budget=budget, reject_fooling=reject_fooling)
@@ -110,15 +104,10 @@ def decide(
     return labels
 
 
-def _decodes_mixture(model: object) -> TypeGuard[DecodesMixture]:
-    # Means may be a buffer, which `isinstance` with a protocol does not find from Python 3.12 on.
-    return hasattr(model, "means") and hasattr(model, "objective")
-
-
 def _best_latent(
     objective: LatentObjective, x: Tensor, means: Tensor, budget: InferenceBudget
 ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, " batch"]]:
-    """Give z* and ||x - g(z*)||."""
+    """Returns z* and ||x - g(z*)||."""
     start = Posterior(means.expand(len(x), -1, -1))
     noise = FixedNoise(0).stream()
     found = refine(objective, x, start, noise, budget=budget)

@@ -1,37 +1,25 @@
-"""What a model would draw in an image's place."""
-
-from typing import Protocol, runtime_checkable
+"""Reconstructions of an image by a model."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..classifier import GenerativeClassifier
+from ..capabilities import Reconstructs
+from ..contract import GenerativeClassifier
 
-__all__ = ["Reconstructs", "check_labels", "optimized_reconstruction", "reconstruction"]
-
-
-@runtime_checkable
-class Reconstructs(Protocol):
-    """A model that can show what it makes of an image, as each class."""
-
-    def reconstruct(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch classes channels height width"]:
-        """Give r(x, y) for every class y."""
-        ...
+__all__ = ["check_labels", "optimized_reconstruction", "reconstruction"]
 
 
 def reconstruction(
     model: GenerativeClassifier, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch channels height width"]:
-    """Give r(x, y), the image as the model would draw it as class y (Li 2018, eq. 5); differentiable in x.
+    """Returns r(x, y), the model's reconstruction of x as class y (Li 2018, eq. 5), differentiable in x.
 
     Raises:
         ValueError: If the model has no reconstructions.
     """
     if not isinstance(model, Reconstructs):
-        raise ValueError(f"Expected a model with `reconstruct`, but got {type(model).__name__}")
+        raise ValueError(f"Expected a model that is `Reconstructs`, but got {type(model).__name__}")
     check_labels(y, model)
     of_every_class: Tensor = model.reconstruct(x)
     return of_every_class[torch.arange(len(x), device=x.device), y]
@@ -46,15 +34,15 @@ def optimized_reconstruction(
     steps: int = 100,
     learning_rate: float = 0.02,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Give argmin over images r of -log p(r | y) + weight ||x - r||^2, by Adam from x (Li 2018, eq. 6).
+    """Computes argmin over images r of -log p(r | y) + weight ||x - r||^2, by Adam from x (Li 2018, eq. 6).
 
     Args:
         model: Any generative classifier; with fixed noise the result repeats.
         x: Images.
-        y: The classes that they are to be drawn as.
-        weight: lambda of eq. 6; the paper gives none.
-        steps: Of the optimisation; the best image seen is kept.
-        learning_rate: Of the optimisation.
+        y: The classes to reconstruct them as.
+        weight: lambda of eq. 6; the paper states no value.
+        steps: Number of steps; the best image on the way is kept.
+        learning_rate: Step size of Adam.
 
     Raises:
         ValueError: If `weight` or `steps` is negative.
@@ -81,10 +69,10 @@ def optimized_reconstruction(
 
 
 def check_labels(y: Tensor, model: GenerativeClassifier) -> None:
-    """Check that labels are classes of the model.
+    """Checks that labels are classes of the model.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If a label is not.
     """
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < model.num_classes:
         raise ValueError(

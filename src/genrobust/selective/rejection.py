@@ -1,43 +1,47 @@
-"""A classifier that refuses what its detectors flag, in a way that an attacker can differentiate."""
+"""A classifier that rejects the images that its detectors flag, differentiably."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self, final
+from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..classifier import Classifier, GenerativeClassifier, Prediction
-from ..randomness import Mode
+from .._precision import without_autocast
+from ..capabilities import Defended, Reclassifies
+from ..contract import Classifier, GenerativeClassifier, ModelView, Prediction, decision
+from ..external import check_classifier
 from .detectors import Detector, order_statistic
 
-__all__ = ["SelectiveClassifier"]
+__all__ = ["SelectiveClassifier", "check_detectors", "largest_margins", "selective", "with_rejection"]
 
 _BATCH = 256
 
 
 @final
-class SelectiveClassifier(Classifier):
+class SelectiveClassifier(Defended, Reclassifies, ModelView):
     """A generative classifier with a further column of logits, "reject".
 
-    An image is rejected where a detector flags it as what the model takes it for: where the margin
+    An image is rejected if a detector flags it as the class that the model decides for, that is if the margin
 
         max over detectors of (score - threshold) / unit
 
-    is above 0. The last column is the largest logit plus the margin: it wins exactly there, it is continuous
-    in the image wherever the decision among the classes is, and an attack on the logits goes through it.
+    is above 0. The last column is the largest logit plus the margin. It wins exactly for rejected images. It
+    is continuous in the image wherever the decision among the classes is, so that an attack on the logits
+    goes through it.
 
-    Every evidence works with every model that has it: `"marginal"`, `"logit"` and `"kl"` need class scores
-    alone, `"distance"` a model with reconstructions, and `"latent"` one that encodes to a mixture.
+    `"marginal"`, `"logit"` and `"kl"` only need class scores, `"distance"` needs a model with
+    reconstructions, and `"latent"` needs one that encodes to a mixture.
 
     Attributes:
         model: The classifier that never rejects.
-        detectors: What it is rejected by.
+        detectors: The detectors that decide about rejection.
 
     Example:
         >>> import torch
-        >>> from genrobust import GMVAE, SelectiveClassifier
+        >>> from genrobust.models import GMVAE
+        >>> from genrobust import SelectiveClassifier
         >>> from genrobust.selective import calibrate_detector
         >>> model, x = GMVAE(), torch.rand(40, 1, 28, 28)
         >>> detector = calibrate_detector("marginal", model, x, model(x).argmax(1))
@@ -45,59 +49,93 @@ class SelectiveClassifier(Classifier):
         torch.Size([40, 11])
     """
 
-    rejects = True
+    model: GenerativeClassifier
 
     def __init__(self, model: GenerativeClassifier, detectors: Sequence[Detector]) -> None:
-        super().__init__(input_shape=model.input_shape, num_classes=model.num_classes)
+        known = check_classifier(model)
+        if not isinstance(known, GenerativeClassifier):
+            raise TypeError(
+                f"Expected `model` to be a GenerativeClassifier, but got {type(known).__name__}: "
+                "GuardedClassifier puts detectors of a generative model before another classifier"
+            )
+        super().__init__(model := known)
         if model.rejects:
             raise ValueError("Expected a model that does not reject, but got one that does")
-        if not detectors:
-            raise ValueError("Expected at least one detector, but got none")
-        for detector in detectors:
-            if len(detector.thresholds) not in (1, model.num_classes):
-                raise ValueError(
-                    f"Expected thresholds for {model.num_classes} classes, "
-                    f"but got {len(detector.thresholds)} of {detector.evidence!r}"
-                )
-        self.model = model
+        check_detectors(detectors, model.num_classes)
         self.detectors = tuple(detectors)
-        self.randomized = model.randomized
+        self.rejects = True
+
+    def bare(self) -> GenerativeClassifier:
+        """Returns the model that never rejects."""
+        return self.model
+
+    def passed_on(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Returns the images: a detector changes none."""
+        return x
+
+    @without_autocast
+    def reclassified(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
+        """Returns the class that explains each image best, and where that is too far; see `reclassify`."""
+        from .reclassification import reclassify  # it takes this class
+
+        found = reclassify(self, x, reject_fooling=False)
+        return found.labels, found.fooling
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
-        """Give the model's logits, and the column "reject" behind them."""
+        """Returns the model's logits, followed by the column "reject"."""
         return self._answer(x)[1]
 
+    def logits_of_draws(
+        self, x: Float[Tensor, "draws batch channels height width"]
+    ) -> Float[Tensor, "batch columns"]:
+        """Returns the logits of the model's combined class scores, and rejects by the mean of the margins.
+
+        Every draw's margin is that of the class that all draws together decide for.
+        """
+        images = x.flatten(0, 1)
+        scores = self.model.class_scores(images)
+        logits = self.model.scores_to_logits(self.model.combine(scores.unflatten(0, x.shape[:2])))
+        labels = logits.argmax(1).repeat(len(x))
+        margins = largest_margins(self.detectors, self.model, images, labels, class_scores=scores)
+        return with_rejection(logits, margins.unflatten(0, x.shape[:2]).mean(0))
+
     @torch.no_grad()
+    @without_autocast
     def predict(self, x: Tensor) -> Prediction:
-        """Decide; scores and probabilities are those of the model that never rejects."""
-        scores, logits = self._answer(self.check(x))
-        labels = logits.argmax(1)
+        """Returns the decision; scores and probabilities are those of the model that never rejects."""
+        scores, logits, margins = self._answer(self.check(x))
+        labels = decision(logits)
         return Prediction(
             labels=labels,
             probabilities=self.model.probabilities(scores),
             rejected=labels == self.num_classes,
             scores=scores,
             refined=self.model.refined_at_last_call if len(x) else None,
+            margins=margins,
         )
 
+    @without_autocast
     def margins(self, x: Tensor) -> Float[Tensor, " batch"]:
-        """Give by how many units of the detectors each image is beyond the thresholds; rejected above 0."""
-        x = self.check(x)
-        scores = self.model.class_scores(x)
-        return self._margins(x, scores, self.model.scores_to_logits(scores).argmax(1))
+        """Returns each image's excess over the thresholds in the detectors' units, rejected above 0."""
+        return self._answer(self.check(x))[2]
 
     @torch.no_grad()
+    @without_autocast
     def with_coverage(
         self, x: Float[Tensor, "images channels height width"], coverage: float
     ) -> "SelectiveClassifier":
-        """Give a variant whose thresholds are all moved, by as many units, to a target coverage.
+        """Returns a variant whose thresholds are all moved, by the same number of units, to a coverage.
 
         A new image is accepted with at least that probability if it is exchangeable with these, and
         thresholds and units do not come from the same images (nearly so, if they come from many).
 
         Args:
             x: Clean images; their classes are not needed.
-            coverage: Share of images that is to be accepted.
+            coverage: Share of images to accept.
 
         Raises:
             ValueError: If `coverage` is not in (0, 1), or there are too few images for it.
@@ -116,45 +154,76 @@ class SelectiveClassifier(Classifier):
         ]
         return SelectiveClassifier(self.model, moved)
 
-    def with_randomness(self, mode: Mode, *, seed: int = 0, generator: torch.Generator | None = None) -> Self:
-        """Give a variant whose model draws its noise in another mode."""
-        return self._of(self.model.with_randomness(mode, seed=seed, generator=generator))
-
-    def with_candidates(self, seed: int) -> Self:
-        """Give a variant whose model searches among other candidates."""
-        return self._of(self.model.with_candidates(seed))
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Give a variant whose model searches with another budget."""
-        return self._of(self.model.with_inference(**budget))
-
-    def with_gradient(self, gradient: Any) -> Self:
-        """Give a variant whose model hands out another surrogate gradient."""
-        return self._of(self.model.with_gradient(gradient))
-
-    def _of(self, model: GenerativeClassifier) -> Self:
-        return type(self)(model, self.detectors)
-
     def _answer(
         self, x: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch columns"]]:
-        """Give class scores and all logits."""
+    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch columns"], Float[Tensor, " batch"]]:
+        """Returns class scores, all logits, and the margins."""
         scores = self.model.class_scores(x)
         logits = self.model.scores_to_logits(scores)
-        top, labels = logits.max(1)
-        margins = self._margins(x, scores, labels)
-        column = top + margins
-        # A margin that is lost to rounding is a rejection all the same.
-        lost = (margins > 0) & (column <= top)
-        above = torch.nextafter(top, torch.full_like(top, torch.inf))
-        column = torch.where(lost, column + (above - column).detach(), column)
-        return scores, torch.cat([logits, column[:, None]], 1)
+        margins = largest_margins(self.detectors, self.model, x, logits.argmax(1), class_scores=scores)
+        return scores, with_rejection(logits, margins), margins
 
-    def _margins(
-        self, x: Tensor, class_scores: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        margins = []
-        for detector in self.detectors:
-            scores = detector.scores(self.model, x, y, class_scores=class_scores)
-            margins.append((scores - detector.thresholds_of(y, like=scores)) / detector.unit)
-        return torch.stack(margins).amax(0)
+
+def selective(model: Classifier) -> SelectiveClassifier:
+    """Returns the model as one that rejects by detectors.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not isinstance(model, SelectiveClassifier):
+        raise ValueError(
+            f"Expected a SelectiveClassifier, but got {type(model).__name__}, which has no detectors"
+        )
+    return model
+
+
+def with_rejection(
+    logits: Float[Tensor, "batch classes"], margins: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch columns"]:
+    """Returns logits with a further column, which is the largest exactly where a margin is above 0."""
+    top = logits.amax(1)
+    column = top + margins
+    # A positive margin that is lost to rounding is still a rejection.
+    lost = (margins > 0) & (column <= top)
+    above = torch.nextafter(top, torch.full_like(top, torch.inf))
+    column = torch.where(lost, column + (above - column).detach(), column)
+    return torch.cat([logits, column[:, None]], 1)
+
+
+def largest_margins(
+    detectors: Sequence[Detector],
+    model: GenerativeClassifier,
+    x: Float[Tensor, "batch channels height width"],
+    y: Int[Tensor, " batch"],
+    *,
+    class_scores: Float[Tensor, "batch classes"],
+) -> Float[Tensor, " batch"]:
+    """Returns by how many units images, taken for classes, are beyond the thresholds of any detector.
+
+    Args:
+        detectors: At least one.
+        model: The model that they judge with.
+        x: Images.
+        y: What each image is taken for.
+        class_scores: The model's class scores of the images.
+    """
+    margins = []
+    for detector in detectors:
+        scores = detector.scores(model, x, y, class_scores=class_scores)
+        margins.append((scores - detector.thresholds_of(y, like=scores)) / detector.unit)
+    return torch.stack(margins).amax(0)
+
+
+def check_detectors(detectors: Sequence[Detector], num_classes: int) -> None:
+    """Checks that there are detectors, and that each has thresholds for these classes.
+
+    Raises:
+        ValueError: If that is not so.
+        TypeError: If they are no sequence of detectors.
+    """
+    if not isinstance(detectors, Sequence) or not all(isinstance(part, Detector) for part in detectors):
+        raise TypeError(f"Expected `detectors` to be a list of Detector, but got {detectors!r:.60}")
+    if not detectors:
+        raise ValueError("Expected at least one detector, but got none")
+    for detector in detectors:
+        detector.check(num_classes)

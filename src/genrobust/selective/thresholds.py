@@ -1,4 +1,4 @@
-"""The thresholds of Ghosh et al. 2019: critical values of chi-square, from statistics of training images."""
+"""The thresholds of Ghosh et al. 2019: critical values of chi-square for statistics of training images."""
 
 import math
 from dataclasses import replace
@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..classifier import GenerativeClassifier
+from ..contract import GenerativeClassifier
 from .detectors import Detector, calibrate_detector
 
 __all__ = ["THREE_SIGMA", "chi_square_critical", "chi_square_detector", "three_sigma_detectors"]
 
-THREE_SIGMA = math.erfc(3 / math.sqrt(2))  # how often a normal value is further than 3 deviations off: 0.27 %
+THREE_SIGMA = math.erfc(3 / math.sqrt(2))  # a normal value is more than 3 deviations off: 0.27 %
 
 
 def chi_square_critical(degrees: int, rate: float) -> float:
-    """Give the value that a chi-square variable exceeds with a given probability, by bisection.
+    """Computes the value that a chi-square variable exceeds with a given probability, by bisection.
 
     Args:
         degrees: Degrees of freedom.
@@ -54,18 +54,18 @@ def chi_square_detector(
     false_positive_rate: float = THREE_SIGMA,
     per_class: bool = True,
 ) -> Detector:
-    """Give tau_enc: the critical value of chi-square, with as many degrees of freedom as latents.
+    """Returns tau_enc: the critical value of chi-square with one degree of freedom per latent.
 
-    That is how often the squared Mahalanobis distance of a normal encoding from its mean exceeds it. The
-    covariance is measured around the model's means on these images; `calibrate_detector("latent", ...)`
+    The squared Mahalanobis distance of a normal encoding from its mean exceeds it at this rate. The
+    covariance is measured around the model's means on these images. `calibrate_detector("latent", ...)`
     measures the threshold too.
 
     Args:
         model: A model with `encode` and `means`.
-        x: Clean images, such as of the training set.
-        y: Their classes, or what the model says that they are.
+        x: Clean images, such as training images.
+        y: Their classes, or the model's decisions.
         false_positive_rate: The probability; by default that of the 3 sigma rule (section 3.4).
-        per_class: A covariance for every class, in place of one for all.
+        per_class: Whether every class has its own covariance.
 
     Raises:
         ValueError: If the rate is not in (0, 1), the model has no latents, or a class too few images.
@@ -85,17 +85,17 @@ def three_sigma_detectors(
     false_positive_rate: float = THREE_SIGMA,
     per_class: bool = True,
 ) -> dict[str, Detector]:
-    """Give both thresholds of section 3.4, by name: `"latent"` is tau_enc, `"distance"` is tau_dec.
+    """Returns both thresholds of section 3.4, by name: `"latent"` is tau_enc, `"distance"` is tau_dec.
 
-    "The corresponding value" for reconstruction errors is read as their mean plus as many standard deviations
-    as the rate means of a single normal value (3), of the distance ||x - g(f(x))||, and one for all classes.
+    We read "the corresponding value" for reconstruction errors as the mean of the distance ||x - g(f(x))||
+    plus 3 standard deviations, or the number that fits another rate for a normal value. All classes share it.
 
     Args:
         model: A model with `encode`, `means` and `reconstruct`.
-        x: Clean images, such as of the training set.
-        y: Their classes, or what the model says that they are.
-        false_positive_rate: Of each threshold, were the statistics normal.
-        per_class: A covariance for every class, in place of one for all.
+        x: Clean images, such as training images.
+        y: Their classes, or the model's decisions.
+        false_positive_rate: The rate of each threshold under normal statistics.
+        per_class: Whether every class has its own covariance.
     """
     mean = calibrate_detector("distance", model, x, y, false_positive_rate=None)
     deviations = math.sqrt(chi_square_critical(1, false_positive_rate))

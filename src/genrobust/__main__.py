@@ -1,0 +1,5 @@
+"""`python -m genrobust`: the command line."""
+
+from .cli.main import main
+
+main()

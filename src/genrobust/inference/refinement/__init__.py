@@ -1,0 +1,1 @@
+"""Refinement of latents: Adam and BFGS."""

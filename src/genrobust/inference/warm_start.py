@@ -1,0 +1,79 @@
+"""Warm starts: a query starts from the latents of the last one and skips classes that cannot win."""
+
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .._brief import one_line
+from .objective import Posterior
+
+__all__ = ["Memory"]
+
+CONTENDERS = 2  # the winner, and the runner-up that an attacker's margin is measured to
+
+
+@final
+@dataclass(frozen=True)
+class Memory:
+    """The latents at which the last call ended, and lower bounds on the objective of every class.
+
+    l_k(x) = min_z ||x - G_k(z)||^2 + prior(z), with a prior term of at least 0, is the squared distance of
+    (x, 0) from the set of all (G_k(z), prior(z)^(1/2)). Its root therefore changes by no more than x moves.
+    This is the argument of E-ABS eq. 7. It is as exact as the inference was.
+
+    Attributes:
+        images: The images of the last call.
+        posterior: The latents of the last call, after refinement.
+        roots: Lower bounds on the roots of l_k at the images.
+    """
+
+    images: Float[Tensor, "batch channels height width"]
+    posterior: Posterior
+    roots: Float[Tensor, "batch classes"]
+
+    __repr__ = one_line
+
+    @classmethod
+    def after(
+        cls,
+        previous: Self | None,
+        x: Float[Tensor, "batch channels height width"],
+        posterior: Posterior,
+        losses: Float[Tensor, "batch classes"],
+    ) -> Self:
+        """Builds the memory of a call.
+
+        Args:
+            previous: The memory before this call, with the same rows.
+            x: The images of the call.
+            posterior: The latents at which refinement ended. Without a promise, `losses` give no lower bound.
+            losses: The objective at these latents.
+        """
+        roots = torch.zeros_like(losses)
+        if posterior.promise is not None:
+            # The quadratic model is not exact, so twice its promise is subtracted.
+            roots = (losses - 2 * posterior.promise).clamp_min(0).sqrt()
+        if previous is not None:
+            roots = torch.maximum(roots, previous.roots_at(x))
+        return cls(x, Posterior(posterior.mean, posterior.log_variance), roots)
+
+    def roots_at(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Returns lower bounds on the roots of l_k at other images."""
+        moved = (x - self.images).flatten(1).norm(dim=1, keepdim=True)
+        roots: Tensor = (self.roots - moved).clamp_min(0)
+        return roots
+
+    def contenders(
+        self, x: Float[Tensor, "batch channels height width"], losses: Float[Tensor, "batch classes"]
+    ) -> Bool[Tensor, "batch classes"]:
+        """Returns which classes can be among the best two at other images, given upper bounds of l_k."""
+        count = min(CONTENDERS, losses.shape[1])
+        behind = losses.topk(count, dim=1, largest=False).values[:, -1:]
+        return self.roots_at(x).square() <= behind
+
+    def rows(self, rows: slice) -> Self:
+        """Returns the memory of some images of the batch."""
+        return type(self)(self.images[rows], self.posterior.rows(rows), self.roots[rows])

@@ -1,0 +1,119 @@
+"""Classifiers whose encoder infers the latents of an image, without optimisation at inference."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .._fields import AtLeastOne, Seed, check_fields
+from .._modules import changed_budget
+from .._precision import without_autocast
+from ..capabilities import Encodes, Randomized, Reconstructs, Samples, Trainable
+from ..contract import GenerativeClassifier
+from ..gradients import Estimated
+from ..randomness import FixedNoise, NoiseSource
+
+__all__ = ["AmortizedClassifier", "SamplingBudget"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingBudget:
+    """Settings for the estimate of log p(x, y).
+
+    Attributes:
+        samples: Importance samples per image and class. Deep Bayes' GC-10 has 10, its GC-1 has 1.
+        posterior_mean: Whether to use the mean of the encoder's distribution as the only sample, which makes
+            a model without randomness.
+        seed: Selects a noise sequence of the fixed mode.
+        max_bytes: Limit on the memory of one chunk's activations.
+    """
+
+    samples: AtLeastOne = 10
+    posterior_mean: bool = False
+    seed: Seed = 0
+    max_bytes: AtLeastOne = 2**28
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, Trainable, GenerativeClassifier):
+    """Abstract: scores an image at latents that an encoder infers, or around them.
+
+    The score is an ordinary function of the image, so that autograd computes its gradient.
+
+    Shapes: x (B, C, H, W), scores (B, K).
+
+    Attributes:
+        budget: Settings for the estimate.
+        gradient: The gradient that attackers get in place of autograd's; None is autograd's.
+        noise: The source of the samples' noise.
+    """
+
+    def __init__(
+        self, *, input_shape: tuple[int, int, int], num_classes: int, budget: SamplingBudget
+    ) -> None:
+        super().__init__(input_shape=input_shape, num_classes=num_classes)
+        self.budget = budget
+        self.randomized = not budget.posterior_mean
+        self.gradient: Estimated | None = None
+        self.noise: NoiseSource = FixedNoise(0)
+
+    @abstractmethod
+    def _estimate(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Estimates the scores of a non-empty batch of checked images, differentiably."""
+
+    @without_autocast
+    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Estimates log p(x, y = k) in nats, or a lower bound; classes are equally likely a priori.
+
+        Shape: (B, C, H, W) -> (B, K).
+        """
+        x = self.check(x)
+        if not len(x):
+            return x.flatten(1).sum(1, keepdim=True).expand(-1, self.num_classes)
+        return (
+            self._estimate(x)
+            if self.gradient is None
+            else self.gradient.linearized(self._estimate, x, noise=self.noise)
+        )
+
+    def with_noise(self, noise: NoiseSource) -> Self:
+        """Returns a variant whose samples come from another source."""
+        return self._variant(noise=noise)
+
+    @property
+    def inference(self) -> Mapping[str, Any]:
+        """The fields of the budget, a `SamplingBudget`."""
+        return asdict(self.budget)
+
+    def with_inference(self, **budget: Any) -> Self:
+        """Returns a variant that shares the weights and has another budget.
+
+        Args:
+            **budget: Fields of `SamplingBudget`.
+
+        Raises:
+            ValueError: If a field is unknown or its value is invalid.
+        """
+        changed = changed_budget(self.budget, budget)
+        return self._variant(budget=changed, randomized=not changed.posterior_mean)
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """`"exact"` is autograd's; `"estimated"` is made from scores alone."""
+        return ("exact", "estimated")
+
+    def _with_gradient(self, gradient: Literal["exact", "estimated"] | Estimated) -> Self:
+        if gradient == "exact":
+            return self._variant(gradient=None)
+        strategy = Estimated() if gradient == "estimated" else gradient
+        if not isinstance(strategy, Estimated):
+            raise ValueError(
+                f"Expected `gradient` out of {list(self.gradients)}, or `Estimated` with its own settings, "
+                f"but got {strategy!r}"
+            )
+        return self._variant(gradient=strategy)

@@ -1,0 +1,1 @@
+"""Pictures of what a model draws, and of its latent space."""

@@ -1,0 +1,283 @@
+"""Defences that clean the image first: a purifier, then a classifier; and what attackers are given of it."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .._precision import without_autocast
+from ..capabilities import Defended, Trainable
+from ..contract import Classifier, ImageModule, Prediction
+from ..external import check_classifier
+from ..gradients import straight_through
+
+__all__ = ["PurificationGradient", "Purified", "PurifiedConfig", "Purifier", "TrainablePurifier"]
+
+PurificationGradient = Literal["through", "bpda", "implicit", "grey-box"]
+
+
+class Purifier(ImageModule):
+    """Abstract: images in [0, 1] -> images in [0, 1] of the same shape, cleaned of perturbations.
+
+    Like a classifier's, a purifier's parts stay in evaluation mode, whatever `train()` is told.
+
+    Attributes:
+        gradients: The gradient modes of `Purified` that it has.
+    """
+
+    gradients: ClassVar[tuple[PurificationGradient, ...]] = ("through", "bpda", "grey-box")
+
+    @abstractmethod
+    def purify(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Purifies checked images, differentiably: what the gradient `"through"` goes through."""
+
+    def purify_implicitly(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Purifies checked images, with the gradient that the implicit function theorem gives.
+
+        Raises:
+            ValueError: If this purifier does not optimise anything.
+        """
+        del x
+        raise ValueError(
+            "Expected a purifier that optimises latents for the gradient 'implicit', "
+            f"but got {type(self).__name__}"
+        )
+
+    def latents(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch latent"] | None:
+        """Returns the latents of checked images; None if there is no latent space."""
+        del x
+        return None
+
+    @without_autocast
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Purifies images in [0, 1]. Shape: (B, C, H, W) -> (B, C, H, W)."""
+        return self.purify(self.check(x))
+
+
+class TrainablePurifier(Purifier):
+    """Abstract: a purifier that `training.fit` trains, as a part of `Purified`.
+
+    Attributes:
+        max_gradient_norm: Largest norm of a step's gradient; None does not clip it.
+    """
+
+    max_gradient_norm: float | None = None
+
+    @property
+    @abstractmethod
+    def phases(self) -> Mapping[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates."""
+
+    @abstractmethod
+    def training_loss(
+        self,
+        phase: str,
+        x: Float[Tensor, "batch channels height width"],
+        y: Int[Tensor, " batch"],
+        *,
+        clean: Float[Tensor, "batch channels height width"],
+        classifier: Classifier,
+    ) -> Float[Tensor, ""]:
+        """Computes the loss of one phase.
+
+        Args:
+            phase: One of `phases`.
+            x: Images to purify.
+            y: Their classes.
+            clean: The target images.
+            classifier: The classifier that judges the purified images; it is not trained.
+        """
+
+    def make_optimizer(
+        self, phase: str, parameters: list[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
+        """Builds the optimiser of a phase, which is Adam."""
+        del phase
+        return torch.optim.Adam(parameters, lr=learning_rate)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PurifiedConfig:
+    """The configs of a purified classifier's two parts."""
+
+    purifier: Any
+    classifier: Any
+
+
+@final
+class Purified(Defended, Trainable, Classifier):
+    """A purifier before a classifier, which decides on the purified image.
+
+    The gradient mode determines what an attacker gets of the purifier. All modes decide alike:
+
+    - `"through"`: Everything. Autograd goes through the purifier, and through the steps of an optimising one.
+    - `"bpda"`: The backward pass treats the purifier as the identity (Athalye et al. 2018), for a purifier
+      that masks its gradient.
+    - `"implicit"`: The gradient of an optimum, by the implicit function theorem, for a purifier that
+      optimises latents (`LatentProjection`).
+    - `"grey-box"`: Nothing. `forward` and its gradient are those of the bare classifier, as most purifiers
+      were published (Wang and Morlock 2020). `predict`, and with it every verdict of `genrobust.verify`,
+      still purifies. Only in this mode, the argmax of `forward` is not the decision.
+
+    A score of log p(purified x, y) bounds nothing about x. `Purified` is therefore not a
+    `GenerativeClassifier`, even if it wraps one. Configure the inner classifier before wrapping it:
+    `Purified(purifier, vade.with_gradient("unrolled"))`.
+
+    Args:
+        purifier: The purifier.
+        classifier: Any classifier of this package, also one that may reject.
+        gradient: The gradient mode.
+
+    Raises:
+        ValueError: If the two take images of different shapes, or the mode is unknown.
+        TypeError: If `purifier` is no Purifier, or `classifier` no Classifier.
+
+    Example:
+        >>> import torch
+        >>> from genrobust.models import CNN
+        >>> from genrobust.purifiers import MADVAE
+        >>> from genrobust import Purified
+        >>> model = Purified(MADVAE(), CNN(), gradient="bpda")
+        >>> model(torch.rand(3, 1, 28, 28)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(
+        self, purifier: Purifier, classifier: Classifier, *, gradient: PurificationGradient = "through"
+    ) -> None:
+        classifier = check_classifier(classifier, "classifier")
+        super().__init__(input_shape=classifier.input_shape, num_classes=classifier.num_classes)
+        if not isinstance(purifier, Purifier):
+            raise TypeError(f"Expected `purifier` to be a Purifier, but got {type(purifier).__name__}")
+        if purifier.input_shape != classifier.input_shape:
+            raise ValueError(
+                f"Expected a `purifier` of images {classifier.input_shape}, as the classifier takes, "
+                f"but got one of {purifier.input_shape}"
+            )
+        if gradient not in purifier.gradients:
+            raise ValueError(
+                f"Expected `gradient` out of {list(purifier.gradients)} for {type(purifier).__name__}, "
+                f"but got {gradient!r}"
+            )
+        self.purifier = purifier
+        self.classifier = classifier
+        self.gradient = gradient
+        self.randomized = purifier.randomized or classifier.randomized
+        self.rejects = classifier.rejects
+
+    @property
+    def config(self) -> PurifiedConfig:
+        """The configs of both parts."""
+        return PurifiedConfig(purifier=self.purifier.config, classifier=self.classifier.config)
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        """Returns the classifier's logits of the purified images; in grey-box mode, of the images."""
+        logits: Tensor = self.classifier(x if self.gradient == "grey-box" else self._purified(x))
+        return logits
+
+    def logits_of_draws(
+        self, x: Float[Tensor, "draws batch channels height width"]
+    ) -> Float[Tensor, "batch columns"]:
+        """Returns the logits that the classifier's draws, each of another purified image, give together."""
+        images = x.flatten(0, 1)
+        if self.gradient != "grey-box":
+            images = self._purified(images)
+        return self.classifier.logits_of_draws(self.classifier.check(images).unflatten(0, x.shape[:2]))
+
+    def _purified(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        if self.gradient == "through":
+            return self.purifier.purify(x)
+        if self.gradient == "implicit":
+            return self.purifier.purify_implicitly(x)
+        with torch.no_grad():
+            images = self.purifier.purify(x)
+        return straight_through(x, images)
+
+    @torch.no_grad()
+    @without_autocast
+    def predict(self, x: Tensor) -> Prediction:
+        """Returns the decision on the purified images, in every gradient mode."""
+        return self.classifier.predict(self.purifier.purify(self.check(x)))
+
+    def bare(self) -> Classifier:
+        """Returns the classifier without the purifier."""
+        return self.classifier
+
+    @torch.no_grad()
+    @without_autocast
+    def passed_on(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Returns the purified images."""
+        return self.purifier.purify(self.check(x))
+
+    @torch.no_grad()
+    @without_autocast
+    def latents(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch latent"] | None:
+        """Returns the purifier's latents; None if it has no latent space."""
+        return self.purifier.latents(self.check(x))
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The gradient modes that the purifier has."""
+        return self.purifier.gradients
+
+    def _with_gradient(self, gradient: PurificationGradient) -> Self:
+        return type(self)(self.purifier, self.classifier, gradient=gradient)
+
+    def set_parts_training(self, mode: bool) -> None:
+        """Switches the parts of the purifier, because the classifier is not trained."""
+        self.purifier.set_parts_training(mode)
+
+    @property
+    def phases(self) -> Mapping[str, list[nn.Parameter]]:
+        """The parameters that each phase of a training step updates: the purifier's."""
+        return self._trainable.phases
+
+    @property
+    def max_gradient_norm(self) -> float | None:
+        """Largest norm of a training step's gradient; None does not clip it."""
+        return self._trainable.max_gradient_norm
+
+    def make_optimizer(
+        self, phase: str, parameters: list[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
+        """Builds the purifier's optimiser of a phase."""
+        return self._trainable.make_optimizer(phase, parameters, learning_rate)
+
+    def training_loss(
+        self,
+        phase: str,
+        x: Float[Tensor, "batch channels height width"],
+        y: Int[Tensor, " batch"],
+        clean: Float[Tensor, "batch channels height width"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Computes the purifier's loss; without `clean` images, `x` are their own targets."""
+        return self._trainable.training_loss(
+            phase, x, y, clean=x if clean is None else clean, classifier=self.classifier
+        )
+
+    @property
+    def _trainable(self) -> TrainablePurifier:
+        if not isinstance(self.purifier, TrainablePurifier):
+            raise TypeError(
+                f"Expected a purifier with weights to train, but got {type(self.purifier).__name__}"
+            )
+        return self.purifier
