@@ -1,6 +1,6 @@
-"""One adapter per toolkit: it returns the toolkit's own model type and holds no maths."""
+"""One adapter per toolkit, which returns the toolkit's own model type and contains no maths."""
 
+from .contract import Adapter, AttackEntry, Crafted, available, registered
 from .listing import list_attacks
-from .registry import Adapter, AttackEntry, Crafted, available, registered
 
 __all__ = ["Adapter", "AttackEntry", "Crafted", "available", "list_attacks", "registered"]

@@ -1,11 +1,11 @@
-"""AdverTorch: imported under a current torch; its attacks take a wrapped model as `predict`."""
+"""AdverTorch, imported under a current torch; its attacks take a wrapped model as `predict`."""
 
 import builtins
 import copy
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..classifier import Classifier
-from ..views import AttackView, Output, attack_view
+from ..attack_view import AttackView, Output, attack_view
+from ..contract import Classifier
+from ..verification import clean_where_black, wrong_and_accepted
 from ._targets import runner_up
 from .catalogues.advertorch import ADVERTORCH
-from .registry import AttackEntry, Crafted
-from .verification import wrong_and_accepted
+from .contract import AttackEntry, Crafted, keywords
 
 __all__ = ["craft", "import_advertorch", "successes", "wrap_for_advertorch"]
 
@@ -33,7 +33,7 @@ DEPRECATIONS = (
     "Detected call of `lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`",
 )
 ROUNDING = 1e-6
-STEPS = ("eps", "eps_iter", "delta", "lr")  # AdverTorch asserts that these are no integers
+STEPS = ("eps", "eps_iter", "delta", "lr")  # AdverTorch asserts that these are not integers
 
 
 def _check_installed() -> None:
@@ -50,19 +50,19 @@ _check_installed()
 def wrap_for_advertorch(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> AttackView:
-    """Wrap a classifier for the argument `predict` of AdverTorch's attacks.
+    """Wraps a classifier for the argument `predict` of AdverTorch's attacks.
 
     Args:
         model: A classifier of this package.
-        eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
-            above 1 every query is the log-mean-exp of fresh draws.
-        output: `"logits"`, `"probabilities"`, or `"decisions"` (for decision-based attacks: the majority of
-            draws that are the same at every query).
-        seed: Of those draws.
+        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
+            fixed noise. Above 1 every query combines fresh draws, as the model says.
+        output: `"logits"`, `"probabilities"`, or `"decisions"`, which decision-based attacks need: the
+            majority over draws that are the same at every query.
+        seed: Seed of those draws.
 
     Raises:
         ImportError: If AdverTorch is not installed.
-        ValueError: If `eot` is below 1, or above 1 for a model without randomness.
+        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
     """
     return attack_view(model, eot=eot, output=output, seed=seed)
 
@@ -78,13 +78,13 @@ def successes(
     *,
     targeted: bool = False,
 ) -> Bool[Tensor, " batch"]:
-    """Say where an attack succeeded: the model answers, does not reject, and its decision is wrong.
+    """Returns where an attack succeeded: the logits are finite, and the decision is wrong and no rejection.
 
     Args:
-        predict: What `wrap_for_advertorch` gave.
-        x_adv: What the attack returned.
-        y: The classes; the classes to reach when `targeted`.
-        targeted: Whether the decision is to be `y`, not to differ from it.
+        predict: The model that `wrap_for_advertorch` returned.
+        x_adv: The images that the attack returned.
+        y: The true classes, or the target classes if `targeted`.
+        targeted: Whether success means to reach `y`.
 
     Raises:
         ValueError: If `predict` is another module.
@@ -101,32 +101,30 @@ def craft(
     *,
     epsilon: float | None = None,
     targeted: bool = False,
-    **parameters: Any,
 ) -> Crafted:
-    """Run one attack of AdverTorch on one batch.
+    """Runs one attack of AdverTorch on one batch.
 
-    An attack that can only be targeted (JSMA), asked to be untargeted, is sent to each image's runner-up.
-    FastFeatureAttack imitates the logits of a guide: `guide`, a batch of as many images, or by default each
-    image's nearest one of another class in the batch.
+    If an attack can only be targeted (JSMA) and `targeted` is False, its target is each image's runner-up
+    class. FastFeatureAttack imitates the logits of a guide image. The guides are `guide`, a batch of equally
+    many images, or by default each image's nearest one of another class in the batch.
 
     Args:
-        entry: Which one, with its parameters.
-        target: What `wrap_for_advertorch` gave.
+        entry: The attack, with its parameters.
+        target: The model that `wrap_for_advertorch` returned.
         images: Images in [0, 1], on the model's device.
-        labels: Their classes; the classes to reach when `targeted`.
+        labels: Their classes, or the target classes if `targeted`.
         epsilon: Radius of the ball, for attacks that need one; a radius per image goes into `eps`.
-        targeted: Whether `labels` are to be reached, not left.
-        **parameters: In place of the entry's, one by one.
+        targeted: Whether the attack is to reach `labels`.
 
     Raises:
-        ValueError: If the attack cannot be targeted, needs an epsilon that is not given, takes no such
-            parameter, or finds no guide.
+        ValueError: If the attack cannot be targeted, lacks an epsilon, does not take a parameter, or finds no
+            guide.
     """
     if targeted and not entry.targeted:
         raise ValueError(
             f"Expected `targeted` to be False for {entry.name}, which takes no class, but got True"
         )
-    goal = labels
+    goal, parameters = labels, dict(entry.parameters)
     if entry.name == "FastFeatureAttack":
         goal = parameters.pop("guide", None)
         goal = _guides(images, labels) if goal is None else goal
@@ -139,23 +137,33 @@ def craft(
     return Crafted(found.detach())
 
 
+def accepts(name: str) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of an attack; see `contract.Implementation`."""
+    attacks = import_advertorch().attacks
+    if not hasattr(attacks, name):
+        raise ValueError(f"Expected an attack of AdverTorch, but got {name!r}")
+    taken = dict(inspect.signature(getattr(attacks, name)).parameters)
+    del taken["predict"]
+    return taken | (keywords("guide") if name == "FastFeatureAttack" else {})
+
+
 def _build(
     attacks: ModuleType,
     entry: AttackEntry,
     target: nn.Module,
     epsilon: float | None,
     targeted: bool,
-    parameters: dict[str, Any],
+    parameters: Mapping[str, Any],
 ) -> Any:
     attack_type = getattr(attacks, entry.name)
     accepted = inspect.signature(attack_type).parameters
-    settings = {**entry.parameters, **parameters}
+    settings = dict(parameters)
     if entry.needs_epsilon and epsilon is None and "eps" not in settings:
         raise ValueError(f"Expected an `epsilon` for {entry.name}, but got none")
     if "base_adversaries" in accepted:
         bases = [ADVERTORCH.attack(name) for name in settings["base_adversaries"]]
         settings["base_adversaries"] = [
-            _build(attacks, base, target, epsilon, targeted, {}) for base in bases
+            _build(attacks, base, target, epsilon, targeted, base.parameters) for base in bases
         ]
     elif entry.needs_epsilon:
         settings.setdefault("eps", epsilon)
@@ -181,7 +189,7 @@ def _classifier(predict: nn.Module) -> Classifier:
 
 
 def _guides(images: Tensor, labels: Tensor) -> Tensor:
-    """Choose for every image the nearest one of the batch that has another class."""
+    """Returns for every image the nearest image of the batch that has another class."""
     distances = torch.cdist(images.flatten(1), images.flatten(1))
     distances = distances.masked_fill(labels[:, None] == labels, torch.inf)
     nearest = distances.min(1)
@@ -202,20 +210,21 @@ def _quiet() -> Iterator[None]:
 
 
 def import_advertorch() -> ModuleType:
-    """Import AdverTorch under a current torch and SciPy, whatever was tried before.
+    """Imports AdverTorch under a current torch and SciPy, even after an import that failed.
 
-    AdverTorch 0.2.3 imports `torch.autograd.gradcheck.zero_gradients`, which torch removed: it is there while
-    the import lasts. Its L-BFGS attacks pass arguments that SciPy removes: a private import keeps these from
-    them. The method `perturb` of four of AdverTorch's classes is repaired where it misleads:
+    AdverTorch 0.2.3 imports `torch.autograd.gradcheck.zero_gradients`, which torch removed. The name exists
+    during the import. AdverTorch's L-BFGS attacks pass arguments that SciPy removed. A private import of
+    SciPy drops them. The method `perturb` of four of AdverTorch's classes is repaired, because it misleads:
 
-    - `LBFGSAttack(targeted=False)` returns its input: it negates the loss and not the gradient, and keeps
-      only images of the old class. Repaired, the targeted algorithm reaches "any other class".
-    - `SpatialTransformAttack` and `ChooseBestAttack` return black images where they fail, and the latter,
-      when targeted, the worst of its attacks. Repaired, they return the clean image, and the best.
-    - `LocalSearchAttack` rounds the pixels that it does not change, and all of them count in L0. Repaired, it
-      leaves them alone.
+    - `LBFGSAttack(targeted=False)` returns its input, because it negates the loss and not the gradient, and
+      keeps only images of the old class. After the repair, the targeted algorithm reaches any other class.
+    - `SpatialTransformAttack` and `ChooseBestAttack` return black images on failure. A targeted
+      `ChooseBestAttack` returns the worst of its attacks. After the repair, they return the clean image, and
+      the best attack.
+    - `LocalSearchAttack` rounds the pixels that it does not change, and all of them count in L0. After the
+      repair, it leaves these pixels alone.
 
-    Nothing outside of AdverTorch's modules stays changed. A second call gives the same module.
+    Nothing outside AdverTorch's modules stays changed. A second call returns the same module.
 
     Returns:
         The package, with `attacks`, `defenses`, `bpda` and `context`.
@@ -249,7 +258,7 @@ def import_advertorch() -> ModuleType:
 
 
 def _forget_failed_import() -> None:
-    """Drop the modules that a failed import leaves behind: the next would find them without their package."""
+    """Drops the modules of a failed import, which the next import would find without their package."""
     for name in list(sys.modules):
         if name.partition(".")[0] == "advertorch":
             del sys.modules[name]
@@ -268,13 +277,13 @@ def _provided(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 
 def _zero_gradients(x: Tensor) -> None:
-    x.grad = None  # the next backward pass makes it anew
+    x.grad = None  # the next backward pass creates it again
 
 
 def _repair(attack: Any, make: Callable[[Any], Callable[..., Tensor]]) -> None:
-    """Replace the `perturb` of one of AdverTorch's classes, once; the toolkit's own stays as `__wrapped__`.
+    """Replaces the `perturb` of one of AdverTorch's classes, once; the toolkit's own stays as `__wrapped__`.
 
-    A subclass in the class's place would not do: its constructor finds itself by name.
+    A subclass cannot replace the class, whose constructor looks itself up by name.
     """
     stock = attack.perturb
     if not hasattr(stock, "__wrapped__"):
@@ -300,7 +309,7 @@ def _repaired_spatial(stock: Any) -> Callable[..., Tensor]:
     transform = _with_private_scipy(stock)
 
     def perturb(self: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return _clean_where_black(transform(self, x, y), x)
+        return clean_where_black(transform(self, x, y), x)
 
     return perturb
 
@@ -311,7 +320,7 @@ def _repaired_choice(stock: Any) -> Callable[..., Tensor]:
         if self.targeted:
             chooser = copy.copy(self)
             chooser.loss_fn = lambda logits, goal: -self.loss_fn(logits, goal)
-        return _clean_where_black(stock(chooser, x, y), x)
+        return clean_where_black(stock(chooser, x, y), x)
 
     return perturb
 
@@ -324,13 +333,8 @@ def _repaired_local_search(stock: Any) -> Callable[..., Tensor]:
     return perturb
 
 
-def _clean_where_black(found: Tensor, x: Tensor) -> Tensor:
-    black = (found == 0).flatten(1).all(1)
-    return torch.where(black.view(-1, *[1] * (x.ndim - 1)), x.detach(), found)
-
-
 def _against_the_rest(predict: Callable[[Tensor], Tensor], labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Give a model of two classes: 0 is the label, 1 the best of the others."""
+    """Returns a model of two classes: 0 is the label, 1 the best of the other classes."""
 
     def predict_pair(x: Tensor) -> Tensor:
         logits = predict(x)
@@ -342,9 +346,9 @@ def _against_the_rest(predict: Callable[[Tensor], Tensor], labels: Tensor) -> Ca
 
 
 def _with_private_scipy(function: FunctionType) -> FunctionType:
-    """Give a function whose own import of `scipy.optimize` finds an L-BFGS that takes, and ignores, `iprint`.
+    """Returns a function whose own import of `scipy.optimize` finds an L-BFGS that ignores `iprint`.
 
-    Only this function sees it: SciPy, and every other user of it, stay as they are.
+    Only this function sees that L-BFGS. SciPy and its other users are unchanged.
     """
 
     def fmin_l_bfgs_b(*arguments: Any, iprint: int = 0, **keywords: Any) -> Any:

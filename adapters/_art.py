@@ -1,4 +1,4 @@
-"""ART: `wrap_for_art(model)` gives a `PyTorchClassifier` that its attacks take unchanged."""
+"""ART: `wrap_for_art(model)` returns a `PyTorchClassifier` that its attacks take unchanged."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,18 +9,20 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from ..classifier import Classifier
-from ..views import AttackView, Output, attack_view
+from .._fields import checked
+from ..attack_view import AttackView, Output, attack_view
+from ..contract import Classifier
+from ..external import check_classifier
 
 try:
     from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 except ImportError as error:
     raise ImportError("Expected ART to be installed: pip install 'genrobust[art]'", name="art") from error
 
-from ._art_crafting import craft, legacy_numpy, num_classes
-from .verification import wrong_and_accepted
+from ..verification import wrong_and_accepted
+from ._art_crafting import accepts, craft, legacy_numpy, num_classes
 
-__all__ = ["craft", "legacy_numpy", "successes", "wrap", "wrap_for_art"]
+__all__ = ["accepts", "craft", "legacy_numpy", "successes", "wrap", "wrap_for_art"]
 
 
 def wrap_for_art(
@@ -33,40 +35,42 @@ def wrap_for_art(
     channels_first: bool = True,
     seed: int = 0,
 ) -> PyTorchClassifier | BlackBoxClassifierNeuralNetwork:
-    """Wrap a classifier for ART: a stock `PyTorchClassifier`, on the device where the model is.
+    """Wraps a classifier for ART as a stock `PyTorchClassifier` on the model's device.
 
-    APGD, ACG, AutoAttack and Brendel-Bethge attack a new `PyTorchClassifier` that they make of
+    APGD, ACG, AutoAttack and Brendel-Bethge attack a new `PyTorchClassifier` that they build from
     `estimator.model`. The surrogate gradient and the expectation are therefore in that module, and no method
     of the estimator is overridden.
 
-    `loss_gradient` is of the sum over the batch, where ART's examples take the mean: an image's gradient does
-    not depend on the images beside it. `compute_loss` reduces as it is told. The losses that attacks make for
-    themselves (APGD's `loss_type`, Brendel-Bethge's) are means; normalised steps see no difference.
+    `loss_gradient` is the gradient of the sum over the batch, where ART's examples take the mean. An image's
+    gradient therefore does not depend on the other images. `compute_loss` reduces as its argument says. The
+    losses that attacks build themselves (APGD's `loss_type`, Brendel-Bethge's) are means. Normalised steps
+    are the same for both.
 
-    Queries outside of [0, 1] are answered about the nearest image, with an `InvalidQueryWarning`.
+    Queries outside [0, 1] are evaluated at the nearest image, with an `InvalidQueryWarning`.
 
-    Importing ART makes a directory `~/.art`; copying or pickling an estimator leaves the weights there. ART
-    clears the `.grad` of the model's parameters.
+    The import of ART creates a directory `~/.art`. Copying or pickling an estimator leaves the weights there.
+    ART clears the `.grad` of the model's parameters.
 
     Args:
         model: A classifier of this package.
-        eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
-            above 1 every query is the log-mean-exp of fresh draws.
-        clip_values: Bounds that attacks keep to, within [0, 1].
-        output: `"logits"`; `"probabilities"`, which SimBA and VirtualAdversarialMethod ask for, and which
-            NewtonFool needs without asking; `"decisions"`, for decision-based attacks: the majority of draws,
-            the same at every query.
-        black_box: Give a `BlackBoxClassifierNeuralNetwork`, which predicts and no more; of `"decisions"` it
-            gives the decision alone, one-hot.
-        channels_first: Whether images are (C, H, W); LaserAttack takes none but (H, W, C).
-        seed: Of the draws.
+        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
+            fixed noise. Above 1 every query combines fresh draws, as the model says.
+        clip_values: Bounds for attacks, within [0, 1].
+        output: `"logits"`; `"probabilities"`, which SimBA and VirtualAdversarialMethod ask for and NewtonFool
+            needs without asking; or `"decisions"`, for decision-based attacks: the majority over draws that
+            are the same at every query.
+        black_box: Whether to return a `BlackBoxClassifierNeuralNetwork`, which only predicts. With
+            `output="decisions"` it returns one-hot labels.
+        channels_first: Whether images are (C, H, W); LaserAttack only takes (H, W, C).
+        seed: Seed of the draws.
 
     Raises:
         ImportError: If ART is not installed.
-        ValueError: If `eot` is below 1, or above 1 for a model without randomness; if `clip_values` are no
-            interval within [0, 1]; or if the model is on a device that ART does not know.
+        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness; if
+            `clip_values` is not an interval within [0, 1]; or if ART does not support the model's device.
     """
-    low, high = map(float, clip_values)
+    model = check_classifier(model)
+    low, high = checked(clip_values, tuple[float, float], "`clip_values`")
     if not 0 <= low < high <= 1:
         raise ValueError(f"Expected `clip_values` to be an interval within [0, 1], but got {clip_values}")
     view = attack_view(model, eot=eot, output=output, seed=seed)
@@ -77,14 +81,14 @@ def wrap_for_art(
         "nb_classes": model.num_columns,
         "channels_first": channels_first,
         "clip_values": (low, high),
-        # ART zeroes gradients in place. After this division they are its own, and none that a model keeps.
+        # ART zeroes gradients in place. This division gives it a copy, so that the model's own stay intact.
         "preprocessing": (0.0, 1.0),
     }
     if black_box:
         estimator = BlackBoxClassifierNeuralNetwork(_Predictions(module, output == "decisions"), **settings)
     else:
         estimator = _white_box(module, next(model.parameters()).device, settings)
-    # ART's float32 scalars are no `float` under NumPy 2, and AdversarialPatchNumpy takes nothing else.
+    # ART's float32 scalars are not `float` under NumPy 2, but AdversarialPatchNumpy accepts only `float`.
     estimator._clip_values = (low, high)
     return estimator
 
@@ -95,17 +99,17 @@ wrap = wrap_for_art
 def successes(
     estimator: Any, x_adv: Float[np.ndarray, "batch dim1 dim2 dim3"], y: Shaped[np.ndarray, "batch ..."]
 ) -> Bool[np.ndarray, " batch"]:
-    """Say where an attack succeeded: the estimator decides wrongly, and does not reject.
+    """Returns where an attack succeeded: the estimator decides wrongly and does not reject.
 
-    ART's `compute_success_array` takes every change of the decision for a success, rejection included.
+    ART's `compute_success_array` counts every change of the decision as a success, including rejection.
 
     Args:
-        estimator: What `wrap_for_art` gave.
-        x_adv: Adversarial images, in its layout.
+        estimator: The estimator that `wrap_for_art` returned.
+        x_adv: Adversarial images, in the estimator's layout.
         y: The true classes, or their one-hot code.
 
     Raises:
-        ValueError: If the estimator is another.
+        ValueError: If the estimator is a different one.
     """
     answers, labels = estimator.predict(x_adv), y if y.ndim == 1 else y.argmax(1)
     wrong: Bool[np.ndarray, " batch"] = wrong_and_accepted(
@@ -117,7 +121,7 @@ def successes(
 def _white_box(module: nn.Module, device: torch.device, settings: dict[str, Any]) -> PyTorchClassifier:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"Expected `model` on cpu or cuda, which is all that ART knows, but got {device}")
-    # ART takes the current device, and would move the model there.
+    # ART uses the current device and would move the model there.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         return PyTorchClassifier(
             module,
@@ -129,10 +133,10 @@ def _white_box(module: nn.Module, device: torch.device, settings: dict[str, Any]
 
 @final
 class _Attacked(nn.Module):
-    """What ART takes for the model: the view of a classifier.
+    """The module that ART attacks: the view of a classifier.
 
     Attributes:
-        logits: The view, as the one layer whose activations ART can be asked for.
+        logits: The view, as the only layer whose activations ART can read.
         num_classes: K, without the column "reject".
     """
 
@@ -144,26 +148,26 @@ class _Attacked(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
-        """Give the view's answers."""
+        """Returns the view's answers."""
         answers: Tensor = self.logits(x if self._channels_first else x.permute(0, 3, 1, 2))
         return answers
 
 
 @final
 class _Layer(nn.Module):
-    """A layer that ART reads: `get_activations` adds a hook at every call, and removes none."""
+    """A layer for ART, whose `get_activations` adds a hook at every call and never removes one."""
 
     def __init__(self, view: AttackView) -> None:
         super().__init__()
         self.view = view
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
-        """Give the view's answers."""
+        """Returns the view's answers."""
         answers: Tensor = self.view(x)
         return answers
 
     def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
-        """Put a hook in the place of the last, so that the thousandth call costs what the first did."""
+        """Replaces the last hook, so that the thousandth call costs as much as the first."""
         self._forward_hooks.clear()
         return super().register_forward_hook(*args, **kwargs)
 
@@ -171,11 +175,11 @@ class _Layer(nn.Module):
 @final
 @dataclass(frozen=True)
 class _Predictions:
-    """The predictions of a module, as a function of arrays.
+    """The predictions of a module as a function of arrays.
 
     Attributes:
         model: The module.
-        decisions: Whether to give the decisions alone, one-hot.
+        decisions: Whether to return one-hot decisions.
     """
 
     model: _Attacked

@@ -1,4 +1,4 @@
-"""Attacks of ART, built and run as the entries of its catalogue say."""
+"""Attacks of ART, built and run by the entries of its catalogue."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +17,10 @@ from art.estimators.classification import PyTorchClassifier
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .registry import AttackEntry, Crafted
+from ._targets import nearest_start
+from .contract import AttackEntry, Crafted, keywords
 
-__all__ = ["craft", "legacy_numpy", "num_classes"]
+__all__ = ["accepts", "craft", "legacy_numpy", "num_classes"]
 
 Array = np.ndarray[Any, Any]
 
@@ -34,9 +35,9 @@ CALL_PARAMETERS = PER_IMAGE | {
     "scale",
     "x_init",
 }
-NOISE_STARTS = 64  # images of noise that a starting point is chosen from, beside the batch
-STEP = 0.25  # a step, as a share of epsilon
-FIRST_STEP = 2.0  # the first, of the attacks that halve theirs
+NOISE_STARTS = 64  # number of noise images that are candidates for a starting point, beside the batch
+STEP = 0.25  # size of a step, as a fraction of epsilon
+FIRST_STEP = 2.0  # size of the first step, for attacks that halve their steps
 HALVING = frozenset(
     {
         "AutoAttack",
@@ -55,34 +56,33 @@ def craft(
     *,
     epsilon: float | None = None,
     targeted: bool = False,
-    **parameters: Any,
 ) -> Crafted:
-    """Run one of ART's attacks on one batch.
+    """Runs one of ART's attacks on one batch.
 
-    An attack that searches from an adversarial image on starts at the nearest in the batch or in uniform
-    noise; an image for which there is none comes back as it is. An attack that always has a target is sent,
-    untargeted, to the runner-up class; one that makes a single perturbation for all images, to a class that
-    none of them has. GeoDA runs in a working directory of its own.
+    An attack that needs an adversarial starting point starts at the nearest one in the batch or in uniform
+    noise. Images without a starting point are returned unchanged. If `targeted` is False, an attack that
+    always needs a target gets the runner-up class, and an attack that makes one perturbation for all images
+    gets a class that no image has. GeoDA runs in a separate working directory.
 
     Args:
-        entry: Which attack, with its parameters. One of them may be an entry too: an attack made of others.
-        target: What `wrap_for_art` gave.
+        entry: The attack, with its parameters: arguments of its constructor or of its `generate`
+            (`x_adv_init`, `mask`, ...), or the `scale` of a patch. A parameter may be an entry too, for
+            attacks made of others.
+        target: The estimator that `wrap_for_art` returned.
         images: Images in [0, 1].
-        labels: Their classes; the classes to reach when `targeted`.
-        epsilon: Radius of the ball, for attacks that need one. Step sizes that are not given are a quarter of
-            it, or twice it where an attack halves them as it goes.
-        targeted: Whether `labels` are to be reached, not left.
-        **parameters: In place of the entry's: arguments of the attack's constructor or of its `generate`
-            (`x_adv_init`, `mask`, ...), or the `scale` of a patch.
+        labels: Their classes, or the target classes if `targeted`.
+        epsilon: Radius of the ball, for attacks that need one. Default step sizes are a quarter of it, or
+            twice the radius if the attack halves them on the way.
+        targeted: Whether the attack is to reach `labels`.
 
     Returns:
         The images; ART does not say where it succeeded.
 
     Raises:
-        ValueError: If the attack is not there, cannot be targeted, lacks an epsilon, or takes no such
-            parameter.
+        ValueError: If ART lacks the attack here, or the attack cannot be targeted, lacks an epsilon, or does
+            not take a parameter.
     """
-    merged = {**entry.parameters, **parameters}
+    merged = dict(entry.parameters)
     call = {name: merged.pop(name) for name in CALL_PARAMETERS & merged.keys()}
     layout = (0, 1, 2, 3) if target.channels_first else (0, 2, 3, 1)
     task = _Task(
@@ -99,11 +99,19 @@ def craft(
     return Crafted(torch.from_numpy(np.ascontiguousarray(first)).to(images))
 
 
+def accepts(name: str) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of an attack; see `contract.Implementation`."""
+    taken = dict(inspect.signature(_kind(name)).parameters)
+    beams = ("min_laser_beam", "max_laser_beam") if "laser_generator" in taken else ()
+    own = {name: part for name, part in taken.items() if name not in ("estimator", "classifier")}
+    return own | keywords(*CALL_PARAMETERS, *beams)
+
+
 @contextmanager
 def legacy_numpy() -> Iterator[None]:
-    """Provide what NumPy 2 removed and ART still calls: `np.mat` for GeoDA, `np.asfarray` for LaserAttack.
+    """Provides what NumPy 2 removed and ART still calls: `np.mat` for GeoDA, `np.asfarray` for LaserAttack.
 
-    While the block runs the names are there for the whole process, and after it for nobody.
+    The names exist for the whole process while the block runs, and not after it.
     """
 
     def as_floats(values: Any) -> Array:
@@ -115,12 +123,12 @@ def legacy_numpy() -> Iterator[None]:
 
 
 def num_classes(estimator: Any) -> int:
-    """Give the K classes behind an estimator of `wrap_for_art`, without the column "reject".
+    """Returns the K classes behind an estimator of `wrap_for_art`, without the column "reject".
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If `estimator` is not one of `wrap_for_art`.
     """
-    # ART gives no access to the function that a black box predicts by.
+    # ART gives no access to the prediction function of a black box.
     white_box = isinstance(estimator, PyTorchClassifier)
     module = estimator.model if white_box else getattr(estimator, "_predict_fn", None)
     count = getattr(module, "num_classes", None)
@@ -132,11 +140,16 @@ def num_classes(estimator: Any) -> int:
 # Building attacks.
 
 
-def _build(entry: AttackEntry, estimator: Any, *, epsilon: float | None, targeted: bool) -> Any:
-    """Make the toolkit's own attack object, and those that it is made of."""
-    kind = getattr(evasion, entry.name, None)
+def _kind(name: str) -> Any:
+    kind = getattr(evasion, name, None)
     if kind is None:
-        raise ValueError(f"Expected an attack that ART exports here, but got {entry.name!r}")
+        raise ValueError(f"Expected an attack that ART exports here, but got {name!r}")
+    return kind
+
+
+def _build(entry: AttackEntry, estimator: Any, *, epsilon: float | None, targeted: bool) -> Any:
+    """Builds the toolkit's own attack object, and the attack objects that it contains."""
+    kind = _kind(entry.name)
     if targeted and not entry.targeted:
         raise ValueError(f"Expected an attack that can be told its target, but got {entry.name!r}")
 
@@ -152,13 +165,13 @@ def _build(entry: AttackEntry, estimator: Any, *, epsilon: float | None, targete
         raise ValueError(f"Expected parameters that {entry.name} takes, but got {unknown}")
     offered = {"targeted": targeted, "verbose": False, **_sizes(estimator), **_radius(entry, epsilon)}
     attack = kind(estimator, **{name: it for name, it in offered.items() if name in accepted} | given)
-    for part in getattr(attack, "attacks", ()):  # AutoAttack cannot be told to be silent
+    for part in getattr(attack, "attacks", ()):  # AutoAttack has no switch for its output
         part.set_params(verbose=False)
     return attack
 
 
 def _radius(entry: AttackEntry, epsilon: float | None) -> dict[str, Any]:
-    """Give epsilon by all its names, and the step sizes that go with it."""
+    """Returns epsilon under all its names, and the step sizes that depend on it."""
     if not entry.needs_epsilon:
         return {}
     if epsilon is None:
@@ -170,7 +183,7 @@ def _radius(entry: AttackEntry, epsilon: float | None) -> dict[str, Any]:
 
 
 def _sizes(estimator: Any) -> dict[str, Any]:
-    """Give what depends on the shape of the images."""
+    """Returns the parameters that depend on the shape of the images."""
     shape = estimator.input_shape
     channels, height, width = shape if estimator.channels_first else (shape[2], *shape[:2])
     edge = min(height, width)
@@ -182,7 +195,7 @@ def _sizes(estimator: Any) -> dict[str, Any]:
 
 
 def _with_generators(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Make LaserAttack's generator of two beams: wavelength (nm), angle (rad), bias and width (pixels)."""
+    """Adds LaserAttack's generator of beams: wavelength (nm), angle (rad), bias and width (pixels)."""
     given = dict(parameters)
     beams = [given.pop(name) for name in ("min_laser_beam", "max_laser_beam") if name in given]
     if len(beams) == 2:
@@ -196,13 +209,13 @@ def _with_generators(parameters: Mapping[str, Any]) -> dict[str, Any]:
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What an attack is to do.
+    """The task of an attack.
 
     Attributes:
         estimator: The victim.
-        x: Clean images, in its layout.
-        labels: Their classes, or the classes to reach.
-        targeted: Which of both.
+        x: Clean images, in the victim's layout.
+        labels: Their classes, or the target classes if `targeted`.
+        targeted: Whether the attack is to reach `labels`.
         call: Further arguments of `generate`.
     """
 
@@ -214,20 +227,20 @@ class _Task:
 
     @property
     def y(self) -> Array:
-        """The labels as ART's one-hot code."""
+        """The labels in ART's one-hot code."""
         return np.eye(self.estimator.nb_classes, dtype=np.float32)[self.labels]
 
     def rows(self, chosen: Array) -> "_Task":
-        """The part about some of the images."""
+        """Returns the task for some of the images."""
         call = {name: it[chosen] if name in PER_IMAGE else it for name, it in self.call.items()}
         return replace(self, x=self.x[chosen], labels=self.labels[chosen], call=call)
 
     def toward(self, labels: Array) -> "_Task":
-        """The same with other labels."""
+        """Returns the task with other labels."""
         return replace(self, labels=labels)
 
     def saying(self, name: str, value: Any) -> "_Task":
-        """The same with a further argument."""
+        """Returns the task with a further argument."""
         return replace(self, call={**self.call, name: value})
 
 
@@ -245,7 +258,7 @@ def _with_indices(attack: Any, task: _Task) -> Array:
 
 
 def _with_targets_only(attack: Any, task: _Task) -> Array:
-    # Labels would be taken for targets.
+    # ART would read labels as targets.
     images: Array = attack.generate(task.x, y=task.y if task.targeted else None, **task.call)
     return images
 
@@ -281,7 +294,7 @@ def _toward_one_class(manner: Manner) -> Manner:
 
 
 def _from_starts(keyword: str, *, manner: Manner = _plainly) -> Manner:
-    """Give what the attack calls `keyword` an adversarial image for each image, unless the caller did."""
+    """Returns a manner that passes an adversarial image per image as `keyword`, unless the caller did."""
 
     def start(attack: Any, task: _Task) -> Array:
         if keyword in task.call:
@@ -324,23 +337,23 @@ MANNERS: dict[str, Manner] = {
 
 
 def _rivals(task: _Task) -> Array:
-    """Give the scores of the classes that a decision may change to: not the label, and not "reject"."""
+    """Returns the scores of the classes that a decision may change to; label and "reject" are excluded."""
     scores: Array = np.array(task.estimator.predict(task.x))[:, : num_classes(task.estimator)]
     scores[np.arange(len(scores)), task.labels] = -np.inf
     return scores
 
 
 def _starting_points(task: _Task) -> tuple[Float[np.ndarray, "batch ..."], Bool[np.ndarray, " batch"]]:
-    """Choose for every image the nearest that the model decides otherwise, or as targeted, if any."""
+    """Returns for every image the nearest one with another decision, or with the target class, if any."""
     low, high = task.estimator.clip_values
     noise = np.random.uniform(low, high, (NOISE_STARTS, *task.x.shape[1:]))  # noqa: NPY002
     candidates = np.concatenate([task.x, noise.astype(np.float32)])
     decisions = task.estimator.predict(candidates).argmax(1)
     same = decisions == task.labels[:, None]
     usable = (same if task.targeted else ~same) & (decisions < num_classes(task.estimator))
-    steps = task.x.reshape(len(task.x), 1, -1) - candidates.reshape(1, len(candidates), -1)
-    distances = np.where(usable, np.linalg.norm(steps, axis=2), np.inf)
-    return candidates[distances.argmin(1)], usable.any(1)
+    tensors = (torch.from_numpy(array) for array in (task.x, candidates, usable))
+    points, distances = nearest_start(*tensors, norm="l2")
+    return points.numpy(), distances.isfinite().numpy()
 
 
 # What attacks do to the process around them.
@@ -351,9 +364,9 @@ def _surroundings(name: str) -> Iterator[None]:
     with ExitStack() as stack:
         if name in ("GeoDA", "LaserAttack"):
             stack.enter_context(legacy_numpy())
-        if name == "GeoDA":  # leaves a file in the working directory, and believes one that it finds there
+        if name == "GeoDA":  # writes a file into the working directory, and trusts one that is there
             stack.enter_context(chdir(stack.enter_context(TemporaryDirectory())))
-        if name == "BrendelBethgeAttack":  # cannot be told to be silent
+        if name == "BrendelBethgeAttack":  # there is no switch for this output
             stack.enter_context(_substituted(import_module("tqdm.auto"), {"trange": range}))
         yield
 

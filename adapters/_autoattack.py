@@ -1,4 +1,4 @@
-"""AutoAttack behind one seam: `pyautoattack` of PyPI or `autoattack` of its repository, whose APIs differ."""
+"""One interface to `pyautoattack` from PyPI and `autoattack` from its repository, whose APIs differ."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,20 +13,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..gradients import Expectation
-from ..views import AttackView, MeanPrediction
+from .._brief import one_line
+from .._fields import AtLeastOne, check_fields
+from ..attack_view import AttackView
+from ..checks import check_labels
+from ..eot import Expectation, MeanPrediction
+from ..verification import check_epsilon
 
 __all__ = [
     "ATTACKS",
     "AutoAttackBudget",
+    "AutoAttackNorm",
     "AutoAttackRun",
     "Flags",
-    "Norm",
     "Version",
     "import_autoattack",
 ]
 
-Norm = Literal["linf", "l2", "l1"]
+AutoAttackNorm = Literal["linf", "l2", "l1"]
 Version = Literal["standard", "plus", "rand"]
 
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -34,18 +38,18 @@ ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _PACKAGES = ("pyautoattack", "autoattack")
 _EXPECTATIONS = (Expectation, MeanPrediction)
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-_COLUMNS = {"apgd-dlr": 3, "apgd-t": 4}  # so many logits are in the denominator of the loss, or beside it
+_COLUMNS = {"apgd-dlr": 3, "apgd-t": 4}  # number of logits that the loss needs
 
 
 def import_autoattack(package: str | None = None) -> ModuleType:
-    """Import AutoAttack.
+    """Imports AutoAttack.
 
     Args:
         package: `"pyautoattack"` or `"autoattack"`; by default the first that is installed.
 
     Raises:
-        ImportError: If it is not installed.
-        ValueError: If it is another package.
+        ImportError: If the package is not installed.
+        ValueError: If `package` is another name.
     """
     if package is not None:
         _check_choice("package", package, _PACKAGES)
@@ -64,36 +68,33 @@ def import_autoattack(package: str | None = None) -> ModuleType:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AutoAttackBudget:
-    """Settings of AutoAttack's attacks, by their own names; None leaves what the version says.
+    """Settings of AutoAttack's attacks under their own names; None keeps the version's value.
 
     Attributes:
         n_iter: Iterations of APGD and FAB (100).
         n_queries: Queries of Square (5000).
         n_restarts: Random restarts of every attack; targeted FAB always has one.
-        n_target_classes: Classes that targeted APGD and FAB try, the likeliest first (9); at most as many as
-            the model has beside the right one.
-        eot_iter: Gradients that APGD averages per step: 20 in version `"rand"`, unless a query is an
-            expectation already; otherwise 1.
+        n_target_classes: Number of classes that targeted APGD and FAB try, the most likely first (9); at most
+            the number of wrong classes.
+        eot_iter: Number of gradients that APGD averages per step: 20 in version `"rand"` unless a query is
+            already an expectation, otherwise 1.
     """
 
-    n_iter: int | None = None
-    n_queries: int | None = None
-    n_restarts: int | None = None
-    n_target_classes: int | None = None
-    eot_iter: int | None = None
+    n_iter: AtLeastOne | None = None
+    n_queries: AtLeastOne | None = None
+    n_restarts: AtLeastOne | None = None
+    n_target_classes: AtLeastOne | None = None
+    eot_iter: AtLeastOne | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value < 1:
-                raise ValueError(f"Expected `{field.name}` of at least 1, but got {value}")
+        check_fields(self)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """Make a budget of named settings.
+        """Builds a budget from named settings.
 
         Raises:
-            ValueError: If one is unknown.
+            ValueError: If a setting is unknown.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(parameters.keys() - known):
@@ -104,16 +105,16 @@ class AutoAttackBudget:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What AutoAttack's checks said about the model.
+    """The findings of AutoAttack's checks about the model.
 
     Attributes:
-        randomized: Its logits do not repeat. Not asked in version `"rand"`.
-        probabilities: Its outputs look like probabilities.
-        zero_gradients: The gradient of the DLR loss vanished at some random start. Asked by the attacks with
-            that loss alone: `"apgd-dlr"` and `"apgd-t"`.
-        optimises: Inference calls torch's gradient functions: a dynamic defence, in AutoAttack's words.
-        square_helps: Square fooled images that the gradient attacks had not.
-        messages: Everything that was said, once each.
+        randomized: Whether its logits change between calls. Version `"rand"` does not check this.
+        probabilities: Whether its outputs look like probabilities.
+        zero_gradients: Whether the gradient of the DLR loss vanished at a random start. It is only checked by
+            attacks that use the DLR loss: `"apgd-dlr"` and `"apgd-t"`.
+        optimises: Whether inference calls torch's gradient functions (AutoAttack's term: a dynamic defence).
+        square_helps: Whether Square fooled images that the gradient attacks did not fool.
+        messages: All messages, once each.
     """
 
     randomized: bool
@@ -123,9 +124,11 @@ class Flags:
     square_helps: bool
     messages: tuple[str, ...]
 
+    __repr__ = one_line
+
     @classmethod
     def from_messages(cls, messages: Sequence[str]) -> Self:
-        """Recognise the checks by the words that both packages use."""
+        """Recognises the checks by the words that both packages use."""
 
         def said(words: str) -> bool:
             return any(words in message for message in messages)
@@ -149,14 +152,15 @@ class AutoAttackRun:
     """One AutoAttack object on one model.
 
     Attributes:
-        attacks: Those that it runs, in order.
+        attacks: Names of the attacks, in order.
+        epsilon: The radius of the ball, as a Python number.
     """
 
     def __init__(
         self,
         view: AttackView,
         *,
-        norm: str,
+        norm: AutoAttackNorm,
         epsilon: float,
         version: str,
         attacks: Sequence[str] | None,
@@ -166,14 +170,13 @@ class AutoAttackRun:
     ) -> None:
         _check_choice("norm", norm, _NORMS)
         _check_choice("version", version, get_args(Version))
-        if not 0 < epsilon < torch.inf:
-            raise ValueError(f"Expected `epsilon` above 0 and finite, but got {epsilon}")
+        self.epsilon = check_epsilon(epsilon, norm=norm, input_shape=view.model.input_shape)
         module = import_autoattack(package)
         self._view = view
         self._columns = view.model.num_columns
         self._recorder = _Recorder()
         self._checks = import_module(f"{module.__name__}.checks")
-        settings = {"norm": _NORMS[norm], "eps": epsilon, "seed": seed, "version": version}
+        settings = {"norm": _NORMS[norm], "eps": self.epsilon, "seed": seed, "version": version}
         if "verbose" in signature(module.AutoAttack).parameters:
             settings["verbose"] = False
         device = next(view.parameters()).device
@@ -186,7 +189,7 @@ class AutoAttackRun:
 
     @property
     def flags(self) -> Flags:
-        """What AutoAttack's checks have said so far."""
+        """The findings of AutoAttack's checks so far."""
         return Flags.from_messages(self._recorder.messages)
 
     def evaluate(
@@ -196,11 +199,11 @@ class AutoAttackRun:
         *,
         batch_size: int,
     ) -> tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]:
-        """Attack every image until one attack fools it.
+        """Attacks every image until one attack fools it.
 
         Returns:
-            The adversarial images (clean ones where nothing was found), and the decision about each when
-            AutoAttack looked last.
+            The adversarial images (clean ones where AutoAttack found none), and AutoAttack's last decision
+            about each.
         """
         images, labels = self._prepare(x, y, batch_size)
         evaluate = self._adversary.run_standard_evaluation
@@ -210,7 +213,7 @@ class AutoAttackRun:
             options["return_labels"] = True
         with _unspoiled(self._checks):
             crafted, decisions = evaluate(images, labels, **options)
-        return crafted.detach().to(x.dtype), decisions
+        return crafted.detach(), decisions
 
     @torch.no_grad()
     def reach(
@@ -220,10 +223,10 @@ class AutoAttackRun:
         *,
         batch_size: int,
     ) -> tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]:
-        """Move images towards target classes with Square, the one attack that can be told a target.
+        """Moves images towards target classes with Square, the only attack that takes a target.
 
         Returns:
-            The images, and the decision about each.
+            The images, and the decision about each image.
         """
         images, labels = self._prepare(x, targets, batch_size)
         square = self._adversary.square
@@ -231,7 +234,7 @@ class AutoAttackRun:
         pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
         crafted = [square.perturb(*pair) for pair in pairs]
         decisions = [self._view(part).argmax(1) for part in crafted]
-        return torch.cat(crafted).to(x.dtype), torch.cat(decisions)
+        return torch.cat(crafted), torch.cat(decisions)
 
     def _check_attacks(self) -> None:
         if not self.attacks:
@@ -265,27 +268,25 @@ class AutoAttackRun:
         adversary.square.n_queries = budget.n_queries or adversary.square.n_queries
 
     def _prepare(self, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        if batch_size < 1 or not len(x) or len(x) != len(y):
+        if batch_size < 1 or not len(x):
             raise ValueError(
-                "Expected `batch_size` of at least 1, and a class for each of at least one image, "
-                f"but got {batch_size}, and {len(y)} for {len(x)}"
+                f"Expected `batch_size` of at least 1, and at least one image, but got {batch_size} "
+                f"and {len(x)} images"
             )
-        if y.min() < 0 or y.max() >= self._view.model.num_classes:
-            raise ValueError(
-                f"Expected `y` in [0, {self._view.model.num_classes}), but got {y.min()} to {y.max()}"
-            )
-        # AutoAttack computes in single precision, and calls `view` on gradients, laid out as images are.
+        model = self._view.model
+        classes = check_labels(y, count=len(x), num_classes=model.num_classes, device=x.device)
+        # AutoAttack computes in single precision and calls `view` on gradients, laid out like images.
         images = x.detach().float().contiguous()
         if set(self.attacks) != {"square"} and not _differentiable(self._view, images[:1]):
             raise ValueError(
                 f"Expected `attacks` of ['square'] for a model without gradient, but got {list(self.attacks)}"
             )
-        return images, y.detach().long()
+        return images, classes
 
 
 @final
 class _Recorder:
-    """Stands for AutoAttack's logger: PyPI's 0.2 warns, 0.1 and the repository's version log."""
+    """Replaces AutoAttack's logger. PyPI's version 0.2 warns, while 0.1 and the repository's version log."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -298,17 +299,18 @@ class _Recorder:
             self.warning(message.removeprefix("Warning: "))
 
     def info(self, message: str) -> None:
-        """Drop a report of progress."""
+        """Drops a report of progress."""
 
     debug = info
 
 
 @contextmanager
 def _unspoiled(checks: ModuleType) -> Iterator[None]:
-    """Count calls from zero, and undo what AutoAttack's check of inference leaves behind.
+    """Counts calls from zero, and undoes the side effects of AutoAttack's check of inference.
 
-    It counts calls of torch's gradient functions in a dictionary that nothing resets, so that every model
-    after one that optimises is flagged; and it ends whatever traces the process, such as coverage.
+    The check counts calls of torch's gradient functions in a dictionary that AutoAttack never resets, and
+    would flag every model after one that optimises. It also ends any tracing of the process, such as
+    coverage.
     """
     trace = sys.gettrace()
     _reset(checks)
@@ -325,7 +327,7 @@ def _reset(checks: ModuleType) -> None:
 
 
 def _with_iterations(apgd: Any, n_iter: int) -> Any:
-    """Make the attack anew: its constructor derives the schedule of the step size from `n_iter`."""
+    """Builds the attack again, because its constructor derives the step-size schedule from `n_iter`."""
     own = {"loss": apgd.loss}
     if hasattr(apgd, "n_target_classes"):
         own = {"n_target_classes": apgd.n_target_classes}
@@ -350,5 +352,5 @@ def _differentiable(view: AttackView, image: Tensor) -> bool:
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in choices:
+    if value not in list(choices):
         raise ValueError(f"Expected `{name}` out of {list(choices)}, but got {value!r}")

@@ -1,19 +1,23 @@
-"""Foolbox: `wrap_for_foolbox(model)` gives a `foolbox.models.Model` that its attacks take unchanged."""
+"""Foolbox: `wrap_for_foolbox(model)` returns a `foolbox.models.Model` that its attacks take unchanged."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any, TypeAlias, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..classifier import Classifier
-from ..views import Output, attack_view
-from ._targets import nearest_claim_of_every_class, runner_up
-from .registry import AttackEntry, Crafted
-from .verification import Norm, distance, wrong_and_accepted
+from .._fields import check_integer
+from ..attack_view import Output, attack_view
+from ..checks import check_classes
+from ..contract import Classifier
+from ..external import check_classifier
+from ..verification import Norm, distance, wrong_and_accepted
+from ._targets import nearest_claim_of_every_class, nearest_start, runner_up
+from .contract import AttackEntry, Crafted, keywords
 
 try:
     import foolbox
@@ -30,15 +34,16 @@ except ImportError as error:
         "Expected Foolbox to be installed: pip install 'genrobust[foolbox]'", name="foolbox"
     ) from error
 
-__all__ = ["FoolboxModel", "WrongAndAccepted", "craft", "wrap", "wrap_for_foolbox"]
+__all__ = ["FoolboxModel", "WrongAndAccepted", "accepts", "craft", "wrap", "wrap_for_foolbox"]
 
-NOISE_DRAWS = 50  # images of uniform noise that are tried as starting points, if no other image serves
-SPARSE_NOISE_STEPS = 100  # of salt and pepper noise, as starting points for few changed pixels
+STARTS = "starting_points"
+NOISE_DRAWS = 50  # uniform noise images that are tried as starting points if no image of the batch serves
+SPARSE_NOISE_STEPS = 100  # salt and pepper images, which are starting points with few changed pixels
 
 T = TypeVar("T")
 _MakeCriterion: TypeAlias = Callable[[Tensor], Criterion]
 
-# Foolbox 3.3 answers "unsupported criterion" to all but its own two, or to all but one of them.
+# Foolbox 3.3 answers "unsupported criterion" to all criteria but its own two, or but one of these.
 _OWN_CRITERIA_ONLY = (
     BaseGradientDescent,
     BrendelBethgeAttack,
@@ -75,11 +80,11 @@ class FoolboxModel(PyTorchModel):
 
 @final
 class WrongAndAccepted(Criterion):
-    """What counts on a model that may reject: a class other than the label, and not "reject".
+    """The criterion for models that may reject: a class that is neither the label nor "reject".
 
-    For the attacks that see decisions, noise, and DeepFool. The others (PGD, C&W, DDN, EAD, FMN, Brendel-
-    Bethge) take Foolbox's own criteria only, and reach such examples by way of every other class: see
-    `genrobust.attack_every_class`. An answer of NaN, to what is no image, counts for nothing.
+    Decision-based attacks, noise attacks and DeepFool take it. The others (PGD, C&W, DDN, EAD, FMN,
+    Brendel-Bethge) only take Foolbox's own criteria. They reach such examples through every other class in
+    turn; see `genrobust.attack_every_class`. Logits of NaN, for invalid images, do not count.
 
     Args:
         labels: Classes of the unperturbed images.
@@ -87,14 +92,14 @@ class WrongAndAccepted(Criterion):
     """
 
     def __init__(self, labels: Int[Tensor, " batch"], num_classes: int) -> None:
-        self.labels = astensor(labels)
-        self.num_classes = num_classes
+        self.num_classes = check_integer(num_classes, "num_classes")
+        self.labels = astensor(check_classes(labels, num_classes=self.num_classes))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.labels!r}, {self.num_classes})"
 
     def __call__(self, perturbed: T, outputs: T) -> T:
-        """Say which rows of logits, shape (B, K) or (B, K + 1), are wrong and not rejected."""
+        """Returns which rows of logits, shape (B, K) or (B, K + 1), are wrong and not rejected."""
         del perturbed
         logits, restore_type = astensor_(outputs)
         fooled = wrong_and_accepted(logits.raw, self.labels.raw, num_classes=self.num_classes)
@@ -105,21 +110,22 @@ class WrongAndAccepted(Criterion):
 def wrap_for_foolbox(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> FoolboxModel:
-    """Wrap a classifier for Foolbox 3: bounds (0, 1), on the device where the model is.
+    """Wraps a classifier for Foolbox 3, with bounds (0, 1), on the model's device.
 
     Args:
         model: A classifier of this package.
-        eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
-            above 1 every query is the log-mean-exp of fresh draws, which Foolbox's own EoT wrapper, averaging
-            logits, does not give.
-        output: `"logits"`, `"probabilities"`, or `"decisions"` (for decision-based attacks: the majority of
-            draws that are the same at every query).
-        seed: Of those draws.
+        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
+            fixed noise. Above 1 every query combines fresh draws, as the model says. Foolbox's own EoT
+            wrapper averages logits, whatever the model.
+        output: `"logits"`, `"probabilities"`, or `"decisions"`, which decision-based attacks need: the
+            majority over draws that are the same at every query.
+        seed: Seed of those draws.
 
     Raises:
         ImportError: If Foolbox is not installed.
-        ValueError: If `eot` is below 1, or above 1 for a model without randomness.
+        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
     """
+    model = check_classifier(model)
     return FoolboxModel(model, attack_view(model, eot=eot, output=output, seed=seed))
 
 
@@ -134,38 +140,39 @@ def craft(
     *,
     epsilon: float | None = None,
     targeted: bool = False,
-    **parameters: Any,
 ) -> Crafted:
-    """Run one attack on one batch; see `registry.Implementation`.
+    """Runs one attack on one batch; see `contract.Implementation`.
 
-    Attacks that walk from an adversarial image start from another image of the batch, or from noise; an image
-    without such a start comes back unchanged. `DatasetAttack` draws from the batch. GenAttack, which needs a
-    class to reach, is told the most likely other one. On a model that may reject, an attack that takes no
-    criteria of one's own runs against every other class, and each image's nearest claim is kept; the few that
-    cannot be told a class either (FGM, NewtonFool, virtual adversarial) stop at the first rejection.
+    Attacks that need an adversarial starting point start at the parameter `starting_points`, at another image
+    of the batch, or at noise. Images without a starting point are returned unchanged. `DatasetAttack` draws
+    from the batch. GenAttack needs a target and gets the most likely wrong class. On a model that may reject,
+    an attack that only takes Foolbox's criteria runs against every other class, and each image's nearest
+    claim is kept. The few attacks that cannot be targeted either (FGM, NewtonFool, virtual adversarial) stop
+    at the first rejection.
 
     Args:
-        entry: Which attack, with its parameters.
-        target: What `wrap_for_foolbox` gave.
+        entry: The attack, with its parameters.
+        target: The model that `wrap_for_foolbox` returned.
         images: Images in [0, 1], on the model's device.
-        labels: Their classes; the classes to reach when `targeted`.
+        labels: Their classes, or the target classes if `targeted`.
         epsilon: Radius of the ball, for attacks that search within one; others look for the nearest example.
-        targeted: Whether `labels` are to be reached, not left.
-        **parameters: In place of the entry's of the same name.
+        targeted: Whether the attack is to reach `labels`.
 
     Raises:
-        ValueError: If Foolbox has no such attack, if it takes other parameters, if it needs an `epsilon` and
-            gets none, if it cannot be told a class and is, or if an image is outside [0, 1].
+        ValueError: If Foolbox lacks the attack, if the attack takes other parameters, if it needs an
+            `epsilon` and gets none, if it cannot be targeted, or if an image is outside [0, 1].
     """
     if targeted and not entry.targeted:
         raise ValueError(f"Expected `targeted` of False for {entry.name}, which cannot be told a class")
     if not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(f"Expected `images` in [0, 1], but got {images.min():.7g} to {images.max():.7g}")
-    attack = _build(entry.name, {**entry.parameters, **parameters})
+    parameters = dict(entry.parameters)
+    starts = parameters.pop(STARTS, None)
+    attack = _build(entry.name, parameters)
     within = isinstance(attack, FixedEpsilonAttack)
     if within and epsilon is None:
         raise ValueError(f"Expected an `epsilon` for {entry.name}, which searches in a ball, but got none")
-    task = _Task(attack, target, images, entry.measure, epsilon if within else None)
+    task = _Task(attack, target, images, entry.measure, epsilon if within else None, starts)
     if targeted:
         return _run(task, labels, TargetedMisclassification)
     if isinstance(attack, attacks.GenAttack):
@@ -185,6 +192,13 @@ def craft(
     return _run(task, labels, Misclassification)
 
 
+def accepts(name: str) -> dict[str, Parameter]:
+    """Returns the parameters of an attack; see `contract.Implementation`."""
+    kind = _kind(name)
+    walks = issubclass(kind, _WALK_FROM_AN_EXAMPLE)
+    return dict(signature(kind).parameters) | (keywords(STARTS) if walks else {})
+
+
 @final
 @dataclass(frozen=True)
 class _Task:
@@ -193,20 +207,25 @@ class _Task:
     images: Tensor
     norm: Norm
     bound: float | None
+    starts: Tensor | None = None
 
     def call(self, rows: Tensor, criterion: Criterion, **arguments: Any) -> tuple[Tensor, Tensor]:
-        """Attack some of the images; give what Foolbox made of them, and its claims."""
+        """Attacks some of the images, and returns Foolbox's images and its claims."""
         run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.attack.__call__
         _, clipped, claimed = run(self.target, self.images[rows], criterion, epsilons=self.bound, **arguments)
         return clipped.detach(), claimed.bool()
 
 
-def _build(name: str, parameters: Mapping[str, Any]) -> foolbox.Attack:
+def _kind(name: str) -> type[foolbox.Attack]:
     found = getattr(attacks, name, None)
     if not (isinstance(found, type) and issubclass(found, foolbox.Attack)):
         raise ValueError(f"Expected an attack of Foolbox {foolbox.__version__}, but got {name!r}")
+    return found
+
+
+def _build(name: str, parameters: Mapping[str, Any]) -> foolbox.Attack:
     try:
-        built: foolbox.Attack = found(**parameters)
+        built: foolbox.Attack = _kind(name)(**parameters)
     except TypeError as error:
         raise ValueError(f"Expected `parameters` that {name} takes: {error}") from error
     return built
@@ -220,8 +239,11 @@ def _run(task: _Task, labels: Tensor, criterion: _MakeCriterion) -> Crafted:
         attack.feed(task.target, astensor(images))
     if not isinstance(attack, _WALK_FROM_AN_EXAMPLE):
         return Crafted(*task.call(torch.arange(len(images), device=images.device), criterion(labels)))
+    if task.starts is not None:
+        everything = torch.arange(len(images), device=images.device)
+        return Crafted(*task.call(everything, criterion(labels), starting_points=task.starts))
     points, distances = _starting_points(task, criterion(labels))
-    crafted, claimed = images.clone(), distances == 0  # adversarial as they are
+    crafted, claimed = images.clone(), distances == 0  # already adversarial
     rows = (distances > 0) & distances.isfinite()
     if rows.any():
         crafted[rows], claimed[rows] = task.call(rows, criterion(labels[rows]), starting_points=points[rows])
@@ -229,7 +251,7 @@ def _run(task: _Task, labels: Tensor, criterion: _MakeCriterion) -> Crafted:
 
 
 def _refine_negatives(task: _Task, labels: Tensor, criterion: _MakeCriterion) -> Crafted:
-    """Refine the images' negatives, one by one: the attack raises if that changes a single decision."""
+    """Refines the images' negatives one by one, because the attack raises if one decision changes."""
     crafted, claimed = task.images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     for row in torch.arange(len(labels), device=labels.device).split(1):
         try:
@@ -244,25 +266,26 @@ def _refine_negatives(task: _Task, labels: Tensor, criterion: _MakeCriterion) ->
 
 @torch.no_grad()
 def _starting_points(task: _Task, criterion: Criterion) -> tuple[Tensor, Tensor]:
-    """Find for every image the nearest adversarial one of the batch, or noise; and how far it is."""
+    """Returns for every image the nearest adversarial one of the batch or of noise, and its distance."""
     images, target = task.images, task.target
-    points = images.clone()
-    nearest = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
 
-    def keep(candidates: Tensor, logits: Tensor) -> None:
-        distances = distance(candidates - images, task.norm)
-        better = criterion(candidates, logits) & (distances < nearest)
-        points[better], nearest[better] = candidates[better], distances[better]
+    def nearest_of(pool: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = zip(pool, target(pool), strict=True)
+        usable = [
+            criterion(other.expand_as(images), answer.expand(len(images), -1)) for other, answer in pairs
+        ]
+        return nearest_start(images, pool, torch.stack(usable, dim=1), norm=task.norm)
 
-    logits = target(images)
-    for shift in range(len(images)):
-        keep(images.roll(shift, 0), logits.roll(shift, 0))
+    points, nearest = nearest_of(images)
     if task.norm == "l0":
         sparse = attacks.SaltAndPepperNoiseAttack(steps=SPARSE_NOISE_STEPS).run(target, images, criterion)
-        keep(sparse, target(sparse))
+        length = distance(sparse - images, task.norm)
+        better = criterion(sparse, target(sparse)) & (length < nearest)
+        points[better], nearest[better] = sparse[better], length[better]
     for _ in range(NOISE_DRAWS):
         if nearest.isfinite().all():
             break
-        noise = torch.rand_like(images)
-        keep(noise, target(noise))
+        found, length = nearest_of(torch.rand_like(images))
+        better = length < nearest
+        points[better], nearest[better] = found[better], length[better]
     return points, nearest

@@ -1,69 +1,86 @@
-"""RobustBench and AutoAttack: `wrap_for_robustbench(model)` gives the module that both take unchanged.
+"""RobustBench and AutoAttack: `wrap_for_robustbench(model)` returns the module that both take unchanged.
 
-`run_autoattack` runs AutoAttack (`pyautoattack` of PyPI, or `autoattack` of its repository) and says what to
-think of its number: the flags of AutoAttack's checks, a verdict by fresh randomness, and what RobustBench's
-rules say about the model.
+`run_autoattack` runs AutoAttack (`pyautoattack` from PyPI, or `autoattack` from its repository). It also
+returns the flags of AutoAttack's checks, a verdict with fresh randomness, and the model's standing with
+RobustBench's rules.
 
-Randomised models. In version `"standard"` such a model is attacked with its noise fixed: one deterministic
-function, whose examples may fall when they are judged with fresh noise. Version `"rand"` attacks fresh noise:
+Randomised models: version `"standard"` attacks such a model with fixed noise, as one deterministic function.
+Its examples may fail under fresh noise. Version `"rand"` attacks fresh noise:
 
-* with `eot=1` AutoAttack averages the gradients of the loss over `eot_iter` (20) single draws, and believes
-  the draw that came last: some of its claims are lucky draws;
-* with `eot=n` a query is the log-mean-exp of class scores over n draws, the quantity that the model
-  estimates, and AutoAttack's own averaging is off. Of the two, this is the honest one, at the same cost for
-  n = 20. `AutoAttackBudget(eot_iter=...)` asks for both at once, at the price of both.
+* With `eot=1` AutoAttack averages the gradients of the loss over `eot_iter` (20) single draws and trusts the
+  last draw, so that some of its claims are lucky draws.
+* With `eot=n` a query combines the class scores of n draws as the model says, in the quantity that it
+  estimates, and AutoAttack's own averaging is off. This is the honest way, at the same cost for n = 20.
+  `AutoAttackBudget(eot_iter=...)` combines both, at the cost of both.
 
-AutoAttack leaves an image as soon as one query says that it is fooled. Where such a claim falls, nobody has
-looked on: the robust accuracy is somewhere between AutoAttack's number and the verified one.
+AutoAttack drops an image as soon as one query says that it is fooled. If such a claim does not survive
+verification, `run_autoattack` attacks the image again with other seeds, noise and candidates (`again`). Where
+claims still fall, the robust accuracy lies between AutoAttack's number and the verified one.
 
-Models that may reject. To AutoAttack the column "reject" is a wrong class, at which it stops; the verdict
-does not count it, and the verified number is therefore an upper bound. `attack_every_class` with targeted
-Square looks on.
+Models that may reject: AutoAttack counts the column "reject" as a wrong class and stops there. The verdict
+does not count it, so that the verified number is an upper bound. `attack_every_class` with targeted Square
+continues the attack.
 
-RobustBench. `robustbench.benchmark(wrap_for_robustbench(model), dataset="cifar10", eps=8 / 255)` runs on
+RobustBench: `robustbench.benchmark(wrap_for_robustbench(model), dataset="cifar10", eps=8 / 255)` runs on
 models of (3, 32, 32) images and 10 classes. RobustBench 1.1.1 needs AutoAttack from its repository, although
-it declares `pyautoattack`; `pkg_resources`, that is setuptools below 81; and an environment without
-torchattacks, whose wheel overwrites the package `robustbench`. It runs version `"standard"` with the whole
-budget, verifies nothing, fails with `aa_state_path`, and flags every model after one that optimises at
-inference. Outside of `run_autoattack`, AutoAttack needs contiguous images: channels-last ones end in torch's
+it declares `pyautoattack`. It needs `pkg_resources`, that is setuptools below 81. It needs an environment
+without torchattacks, whose wheel overwrites the package `robustbench`. It runs version `"standard"` with the
+whole budget, verifies nothing, fails with `aa_state_path`, and flags every model after one that optimises at
+inference. Without `run_autoattack`, AutoAttack needs contiguous images: channels-last ones end in torch's
 "view size is not compatible".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from ..classifier import Classifier
-from ..models.latent import LatentClassifier
+from .._brief import one_line
+from .._fields import check_integer, check_seed
+from .._precision import without_autocast
+from ..attack_view import AttackView, Output, attack_view
+from ..capabilities import Searches
+from ..checks import check_labels
+from ..contract import Classifier
+from ..external import as_classifier
 from ..randomness import isolated_rng
-from ..views import AttackView, Output, attack_view
+from ..verification import (
+    AGAIN,
+    Verification,
+    pursue,
+    reseeded,
+    verify,
+    without_gradient,
+    wrong_and_accepted,
+)
 from ._autoattack import (
     ATTACKS,
     AutoAttackBudget,
+    AutoAttackNorm,
     AutoAttackRun,
     Flags,
-    Norm,
     Version,
     import_autoattack,
 )
-from .registry import AttackEntry, Crafted
-from .verification import Verification, verify, without_gradient, wrong_and_accepted
+from .contract import AttackEntry, Crafted, keywords
 
 __all__ = [
     "AutoAttackBudget",
     "AutoAttackResult",
     "Flags",
     "Rule",
+    "accepts",
+    "craft",
     "run_autoattack",
     "successes",
     "wrap_for_robustbench",
 ]
 
-BATCH_SIZE = 250  # as AutoAttack's own
+BATCH_SIZE = 250  # AutoAttack's own number
 REPEATS = 1e-4  # AutoAttack's tolerance for logits of unit length
 
 import_autoattack()
@@ -77,7 +94,7 @@ class Rule:
     Attributes:
         name: The condition.
         kept: Whether the model meets it.
-        why: What was measured, or what the model does.
+        why: The measurement or the property of the model that decides.
     """
 
     name: str
@@ -91,21 +108,21 @@ class Rule:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AutoAttackResult:
-    """What AutoAttack returned, and what to think of it.
+    """The result of AutoAttack, and its verification.
 
     Attributes:
-        images: One per image; the clean one where AutoAttack found nothing.
+        images: One image per input; the clean one if AutoAttack found none.
         robust_accuracy: The share of images that AutoAttack says it did not fool.
-        verification: The verdict on every image, by fresh randomness.
-        flags: What AutoAttack's checks said.
-        rules: RobustBench's conditions. Its leaderboard takes defences that keep all three, certified ones
-            among them: breaking one mostly makes attacks by gradient harder. Adaptive evaluations are welcome
-            there, above all where a flag is raised.
-        attacks: Those that were asked for.
-        version: Of AutoAttack's settings.
-        norm: Of the threat model.
+        verification: The verdict on every image, with fresh randomness.
+        flags: The findings of AutoAttack's checks.
+        rules: RobustBench's conditions. Its leaderboard accepts defences that meet all three, including
+            certified ones, because breaking one mostly makes gradient attacks harder. It welcomes adaptive
+            evaluations, especially if a flag is raised.
+        attacks: The attacks that were requested.
+        version: Version of AutoAttack's settings.
+        norm: Norm of the threat model.
         epsilon: Radius of the ball.
-        package: Which of the two packages ran.
+        package: The package that ran.
     """
 
     images: Float[Tensor, "batch channels height width"]
@@ -115,9 +132,11 @@ class AutoAttackResult:
     rules: tuple[Rule, Rule, Rule]
     attacks: tuple[str, ...]
     version: Version
-    norm: Norm
+    norm: AutoAttackNorm
     epsilon: float
     package: str
+
+    __repr__ = one_line
 
     @property
     def verified_robust_accuracy(self) -> float:
@@ -126,7 +145,7 @@ class AutoAttackResult:
 
     @property
     def accepted(self) -> bool:
-        """Whether the model keeps all of RobustBench's rules."""
+        """Whether the model meets all of RobustBench's rules."""
         return all(rule.kept for rule in self.rules)
 
     def __str__(self) -> str:
@@ -147,17 +166,17 @@ class AutoAttackResult:
 def wrap_for_robustbench(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> AttackView:
-    """Wrap a classifier for `robustbench.benchmark` and AutoAttack: a module of images in [0, 1].
+    """Wraps a classifier for `robustbench.benchmark` and AutoAttack as a module of images in [0, 1].
 
     Args:
         model: A classifier of this package.
-        eot: Draws of the model's noise per query; above 1, their log-mean-exp.
+        eot: Number of draws of the model's noise per query, which the model combines.
         output: `"logits"`, which AutoAttack expects; `"probabilities"`, which it flags; or `"decisions"`, on
-            which Square alone can run.
-        seed: Of those draws.
+            which only Square can run.
+        seed: Seed of those draws.
 
     Raises:
-        ValueError: If `eot` is below 1, or above 1 for a model without randomness.
+        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
     """
     return attack_view(model, eot=eot, output=output, seed=seed)
 
@@ -165,12 +184,15 @@ def wrap_for_robustbench(
 wrap = wrap_for_robustbench
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
+@without_autocast
 def run_autoattack(
-    model: Classifier,
-    x: Float[Tensor, "batch channels height width"],
-    y: Int[Tensor, " batch"],
+    model: Callable[[Tensor], Tensor],
+    images: Float[Tensor, "batch channels height width"],
+    labels: Integer[Tensor, " batch"],
     *,
-    norm: Norm = "linf",
+    norm: AutoAttackNorm = "linf",
     epsilon: float,
     version: Version = "standard",
     attacks: Sequence[str] | None = None,
@@ -179,62 +201,92 @@ def run_autoattack(
     output: Output = "logits",
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    judge: Classifier | None = None,
+    again: int = AGAIN,
+    judge: Callable[[Tensor], Tensor] | None = None,
     package: str | None = None,
 ) -> AutoAttackResult:
-    """Run AutoAttack, and judge what it returns; see the module for what its number means.
+    """Runs AutoAttack and verifies its images; the module's docstring explains the number.
 
-    The global generators, the process's trace function and AutoAttack's own counters are left as they were.
+    The global generators, the process's trace function and AutoAttack's own counters are restored afterwards.
+    Every argument is checked before the attack starts. The function works inside `torch.no_grad()` and
+    `torch.inference_mode()` too.
 
     Args:
-        model: The model that is attacked.
-        x: Clean images in [0, 1], on the model's device.
-        y: Their classes.
-        norm: Of the threat model.
-        epsilon: Radius of the ball.
+        model: The model that is attacked; any module or function from images to logits, which
+            `as_classifier` wraps.
+        images: Clean images in [0, 1], of any float dtype, on the model's device.
+        labels: Their classes: integers of any width in [0, K).
+        norm: The norm of the threat model.
+        epsilon: The radius of the ball.
         version: `"standard"` (RobustBench's), `"plus"`, or `"rand"`, which attacks a randomised model with
             fresh noise.
-        attacks: Out of `"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"`, `"fab-t"`, `"square"`, in order; by
-            default those of the version.
-        budget: In place of the version's settings.
-        eot: Draws of the model's noise per query.
-        output: What AutoAttack is shown.
-        batch_size: Images per batch; AutoAttack's checks, and the rules', look at the first.
-        seed: Of AutoAttack and of the draws.
-        judge: The model with the budget that verdicts are made with; by default `model`.
+        attacks: A choice of `"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"`, `"fab-t"`, `"square"`, in order;
+            by default the version's attacks.
+        budget: Settings that replace the version's.
+        eot: Number of draws of the model's noise per query.
+        output: The output that AutoAttack gets; see `wrap_for_robustbench`.
+        batch_size: Images per batch. AutoAttack's checks and the rules' checks use the first batch.
+        seed: Seed of AutoAttack and of the draws.
+        again: How often AutoAttack may run again on images whose claim fell.
+        judge: The model with the inference budget of verdicts; by default `model`.
         package: `"pyautoattack"` or `"autoattack"`; by default the first that is installed.
 
     Raises:
-        ValueError: If an argument makes no sense, or an attack needs more classes than the model has, or a
-            gradient that it does not have.
+        ValueError: If an argument is invalid, or if an attack needs more classes than the model has, or a
+            gradient that the model lacks.
         ImportError: If AutoAttack is not installed.
     """
-    model.check(x)
-    view = wrap_for_robustbench(_drawn(model, version, eot, seed), eot, output=output, seed=seed)
-    run = AutoAttackRun(
-        view,
-        norm=norm,
-        epsilon=epsilon,
-        version=version,
-        attacks=attacks,
-        budget=budget or AutoAttackBudget(),
-        seed=seed,
-        package=package,
-    )
+    seed, batch_size = check_seed(seed), check_integer(batch_size, "batch_size")
+    attacked = as_classifier(model, images)
+    judging = attacked if judge is None else as_classifier(judge, images)
+    attacked.check(images)
+    judging.check(images)
+    clean = images.detach().clone()  # of what was made in inference mode, autograd takes copies only
+    classes = check_labels(
+        labels, count=len(images), num_classes=attacked.num_classes, device=images.device
+    ).clone()
+    view = wrap_for_robustbench(_drawn(attacked, version, eot, seed), eot, output=output, seed=seed)
+    again = check_integer(again, "again", least=0)
+
+    def prepared(number: int) -> AutoAttackRun:
+        drawn = _drawn(reseeded(attacked, number), version, eot, seed + number)
+        return AutoAttackRun(
+            wrap_for_robustbench(drawn, eot, output=output, seed=seed + number),
+            norm=norm,
+            epsilon=epsilon,
+            version=version,
+            attacks=attacks,
+            budget=budget or AutoAttackBudget(),
+            seed=seed + number,
+            package=package,
+        )
+
+    run = prepared(0)
     with isolated_rng(seed):
-        images, decisions = run.evaluate(x, y, batch_size=batch_size)
-        rules = _rules(model, view, x[:batch_size], run.flags)
-    claimed = decisions != y
+        adversarial, decisions = run.evaluate(clean, classes, batch_size=batch_size)
+        rules = _rules(attacked, view, clean[:batch_size], run.flags)
+    claimed = decisions != classes
+
+    def attempt(number: int, rows: Tensor) -> Verification:
+        made, claims = adversarial, claimed
+        if number:
+            with isolated_rng(seed + number):
+                made, decided = prepared(number).evaluate(clean[rows], classes[rows], batch_size=batch_size)
+            claims = decided != classes[rows]
+        given: dict[str, Any] = {"norm": norm, "epsilon": run.epsilon, "claimed": claims, "seed": seed}
+        return verify(judging, clean[rows], classes[rows], made, **given)
+
+    found = pursue(attempt, images=len(clean), again=again).verification
     return AutoAttackResult(
-        images=images,
+        images=found.images.to(adversarial),
         robust_accuracy=1 - float(claimed.double().mean()),
-        verification=verify(judge or model, x, y, images, norm, epsilon, claimed=claimed, seed=seed),
+        verification=found,
         flags=run.flags,
         rules=rules,
         attacks=run.attacks,
         version=version,
         norm=norm,
-        epsilon=epsilon,
+        epsilon=run.epsilon,
         package=run.package,
     )
 
@@ -247,28 +299,26 @@ def craft(
     *,
     epsilon: float | None = None,
     targeted: bool = False,
-    **parameters: Any,
 ) -> Crafted:
-    """Run one of AutoAttack's attacks, or all of a version; its seed is drawn from torch's global generator.
+    """Runs one of AutoAttack's attacks, or all of a version, with a seed from torch's global generator.
 
     Args:
-        entry: Which one, with its parameters.
-        target: What `wrap_for_robustbench` gave.
-        images: Images in [0, 1], on the model's device.
-        labels: Their classes; the classes to reach when `targeted`.
-        epsilon: Radius of the ball.
-        targeted: Whether `labels` are to be reached, which Square alone can be told.
-        **parameters: In place of the entry's: `norm`, `version`, `batch_size`, `package`, and the fields of
+        entry: The attack, with its parameters: `norm`, `version`, `batch_size`, `package`, and the fields of
             `AutoAttackBudget`.
+        target: The model that `wrap_for_robustbench` returned.
+        images: Images in [0, 1], on the model's device.
+        labels: Their classes, or the target classes if `targeted`.
+        epsilon: Radius of the ball.
+        targeted: Whether the attack is to reach `labels`; only Square can.
 
     Raises:
-        ValueError: If there is no epsilon, a parameter is unknown, or the attack cannot run on the model.
+        ValueError: If `epsilon` is missing, a parameter is unknown, or the attack cannot run on the model.
     """
     if epsilon is None:
         raise ValueError(f"Expected an `epsilon` for {entry.name}, but got none")
     if targeted and not entry.targeted:
         raise ValueError(f"Expected `targeted` of False for {entry.name}, which chooses its targets itself")
-    settings = {**entry.parameters, **parameters}
+    settings = dict(entry.parameters)
     batch_size = settings.pop("batch_size", BATCH_SIZE)
     run = AutoAttackRun(
         target,
@@ -287,11 +337,19 @@ def craft(
     return Crafted(crafted, decisions != labels)
 
 
+def accepts(name: str) -> dict[str, Parameter]:
+    """Returns the parameters of an attack; see `contract.Implementation`."""
+    if name not in (*ATTACKS, "AutoAttack"):
+        raise ValueError(f"Expected an attack of AutoAttack, but got {name!r}")
+    own = dict(signature(AutoAttackBudget).parameters)
+    return own | keywords("batch_size", "norm", "package", "version")
+
+
 @torch.no_grad()
 def successes(
     model: Classifier, x_adv: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
 ) -> Bool[Tensor, " batch"]:
-    """Say where an attack succeeded on a model that may reject: wrong, and not rejected.
+    """Returns which images a model, which may reject, labels wrongly and does not reject.
 
     AutoAttack itself counts a rejected image as fooled.
     """
@@ -299,7 +357,7 @@ def successes(
 
 
 def _drawn(model: Classifier, version: str, eot: int, seed: int) -> Classifier:
-    """Give the variant whose noise AutoAttack is to average itself, if it is."""
+    """Returns the variant whose noise AutoAttack averages itself, or the model unchanged."""
     return model.with_randomness("fresh", seed=seed) if version == "rand" and eot == 1 else model
 
 
@@ -315,9 +373,9 @@ def _rules(model: Classifier, view: AttackView, x: Tensor, flags: Flags) -> tupl
 
 
 def _vanished(view: AttackView, x: Tensor) -> float:
-    """Measure at how many images the margin between the two largest logits has no gradient.
+    """Counts the images at which the margin between the two largest logits has no gradient.
 
-    Of the cross-entropy it may vanish by saturation, which is the loss's fault and not the model's.
+    The gradient of the cross-entropy may vanish by saturation, which is the fault of the loss.
     """
 
     def margin(logits: Tensor) -> Tensor:
@@ -343,7 +401,7 @@ def _determinism(model: Classifier, view: AttackView, x: Tensor) -> Rule:
 
 def _optimisation(model: Classifier, flags: Flags) -> Rule:
     name = "no optimisation at inference"
-    found = [part for part in model.modules() if isinstance(part, LatentClassifier)]
+    found = [part for part in model.modules() if isinstance(part, Searches)]
     if not found:
         why = "calls gradient functions" if flags.optimises else "calls no gradient function"
         return Rule(name=name, kept=not flags.optimises, why=f"inference {why}")

@@ -1,4 +1,4 @@
-"""torchattacks: `wrap_for_torchattacks(model)` gives an `nn.Module` that its attacks take unchanged."""
+"""torchattacks: `wrap_for_torchattacks(model)` returns an `nn.Module` that its attacks take unchanged."""
 
 import inspect
 import io
@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..classifier import Classifier, GenerativeClassifier, check_layout, check_range, valid_images
+from .._fields import checked
+from ..attack_view import AttackView, Output, attack_view
+from ..checks import check_layout, check_range, valid_images
+from ..contract import Classifier
+from ..external import check_classifier
 from ..gradients import Unrolled
-from ..models.latent import LatentClassifier
-from ..views import AttackView, Output, attack_view
+from ..verification import wrong_and_accepted
 from ._targets import nearest_claim_of_every_class
 from .catalogues.torchattacks import TORCHATTACKS
-from .registry import AttackEntry, Crafted
-from .verification import wrong_and_accepted
+from .contract import AttackEntry, Crafted
 
 try:
     import torchattacks
@@ -30,17 +32,18 @@ except ImportError as error:
 __all__ = [
     "FunctionAttack",
     "TorchattacksModel",
+    "accepts",
     "as_torchattacks",
     "craft",
     "successes",
     "wrap_for_torchattacks",
 ]
 
-RADII = ("eps", "max_epsilon")  # what torchattacks calls the radius of the ball
-STRIDE = 2.5  # steps times step size, in radii: far enough to cross the ball (Madry et al. 2018)
+RADII = ("eps", "max_epsilon")  # torchattacks' names for the radius of the ball
+STRIDE = 2.5  # steps times step size, in radii: this crosses the ball (Madry et al. 2018)
 SEEDS = 1 << 31
-# Their first step writes into the clean images, whose pixels they then put back; the model was asked about
-# the nearest images.
+# Their first step writes into the clean images, whose pixels they then restore. The model evaluated the
+# nearest images.
 RETURN_BEYOND = ("EADL1", "EADEN")
 
 Crafting = Callable[[Tensor, Tensor], Tensor]
@@ -48,17 +51,17 @@ Crafting = Callable[[Tensor, Tensor], Tensor]
 
 @final
 class TorchattacksModel(nn.Module):
-    """A classifier as torchattacks' attacks need it.
+    """A classifier in the form that torchattacks' attacks need.
 
-    torchattacks knows no bounds: attacks that look ahead, or add noise, ask about points outside of [0, 1],
-    and are answered about the nearest image, with the gradient there. Weights collect a gradient in training
-    mode alone, in which LGV fine-tunes: a generative classifier's as far as its reconstructions depend on
-    them, latents held. Every attack itself runs in evaluation mode.
+    torchattacks knows no bounds. Attacks that look ahead or add noise query points outside [0, 1]. The model
+    evaluates the nearest image and returns the gradient there. Weights get a gradient only in training mode,
+    in which LGV fine-tunes. For a generative classifier, this is the gradient through its reconstructions
+    with constant latents. All attacks run in evaluation mode.
 
     Attributes:
         num_classes: K.
-        num_columns: Columns of the answer: K, or K + 1 when the classifier may reject.
-        rejects: Whether the answer has a further column K, "reject".
+        num_columns: Number of columns of the output: K, or K + 1 if the classifier may reject.
+        rejects: Whether the output has a further column K, "reject".
     """
 
     def __init__(self, model: Classifier, view: AttackView, *, output: Output) -> None:
@@ -69,24 +72,23 @@ class TorchattacksModel(nn.Module):
         self.num_classes = model.num_classes
         self.num_columns = model.num_columns
         self.rejects = model.rejects
-        self._searches = any(isinstance(part, LatentClassifier) for part in model.modules())
         self.eval()
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
-        """Answer a query; NaN for rows that are not finite.
+        """Returns shifted logits; NaN for rows that are not finite.
 
-        Logits come shifted, each row so that its smallest is 1. Softmax, decision and differences stay; C&W,
-        EAD and the margin loss of UPGD mask logits with zeros before they take the largest, which is blind
-        where all logits are negative, as log-likelihoods are.
+        Each row is shifted so that its smallest logit is 1. Softmax, decision and differences do not change.
+        C&W, EAD and the margin loss of UPGD mask logits with zeros before they take the largest one. This
+        fails if all logits are negative, as log-likelihoods are.
 
-        Shape: (B, C, H, W) -> (B, K), or (B, K + 1) when the classifier may reject.
+        Shape: (B, C, H, W) -> (B, K), or (B, K + 1) if the classifier may reject.
 
         Raises:
-            ValueError: If `x` is no batch of images of this model, or of another scale than [0, 1].
-            TypeError: If `x` is no tensor.
+            ValueError: If `x` is not a batch of images of this model, or has another scale than [0, 1].
+            TypeError: If `x` is not a tensor.
         """
         model: nn.Module = self.view
-        if self.training and isinstance(self.view.model, GenerativeClassifier) and self._searches:
+        if self.training and "unrolled" in self.view.model.gradients:
             # The envelope has no gradient in the weights.
             model = self.view.model.with_gradient(Unrolled(through_weights=True))
         answers: Tensor = model(x)
@@ -98,21 +100,22 @@ class TorchattacksModel(nn.Module):
 def wrap_for_torchattacks(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> TorchattacksModel:
-    """Wrap a classifier for torchattacks 3, whose attacks then take it as they take any `nn.Module`.
+    """Wraps a classifier for torchattacks 3, whose attacks then take it as they take any `nn.Module`.
 
     Args:
         model: A classifier of this package.
-        eot: Draws of the model's noise per query. 1 attacks the model as it is (by default with fixed noise);
-            above 1 every query is the log-mean-exp of fresh draws, whose generator torchattacks does not know
-            and therefore cannot reset.
-        output: `"logits"`, `"probabilities"`, or `"decisions"` (the majority of draws that are the same at
-            every query).
-        seed: Of those draws.
+        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
+            fixed noise. Above 1 every query combines fresh draws, as the model says, from a generator that
+            torchattacks cannot reset.
+        output: `"logits"`, `"probabilities"`, or `"decisions"`: the majority over draws that are the same at
+            every query.
+        seed: Seed of those draws.
 
     Raises:
         ImportError: If torchattacks is not installed.
-        ValueError: If `eot` is below 1, or above 1 for a model without randomness.
+        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
     """
+    model = check_classifier(model)
     view = attack_view(model, eot=eot, output=output, seed=seed)
     return TorchattacksModel(model, view, output=output)
 
@@ -128,37 +131,35 @@ def craft(
     *,
     epsilon: float | None = None,
     targeted: bool = False,
-    **parameters: Any,
 ) -> Crafted:
-    """Run one attack on one batch; see `registry.Implementation`.
+    """Runs one attack on one batch; see `contract.Implementation`.
 
-    What the parameters leave open is filled in: the radius, a step size that crosses the ball, the number of
-    classes, and a seed from torch's global generator, where torchattacks would take the clock or 0. JSMA,
-    which needs a class to reach, is told the most likely other one. MultiAttack takes names of attacks, and
-    LGV fine-tunes on the attacked images if it is given no `trainloader`. On a model that may reject, an
-    attack that can be targeted runs against every other class, and each image's closest success is kept.
+    The function fills in missing parameters: the radius, a step size that crosses the ball, the number of
+    classes, and a seed from torch's global generator, where torchattacks would take the clock or 0. JSMA
+    needs a target and gets the most likely wrong class. MultiAttack takes names of attacks. LGV fine-tunes on
+    the attacked images by default (`trainloader`). On a model that may reject, an attack that can be targeted
+    runs against every other class, and each image's closest success is kept.
 
-    torchattacks never says whether it succeeded.
+    torchattacks never says whether an attack succeeded.
 
     Args:
-        entry: Which attack, with its parameters.
-        target: What `wrap_for_torchattacks` gave.
+        entry: The attack, with its parameters.
+        target: The model that `wrap_for_torchattacks` returned.
         images: Images in [0, 1], on the model's device.
-        labels: Their classes; the classes to reach when `targeted`.
+        labels: Their classes, or the target classes if `targeted`.
         epsilon: Radius of the ball, for attacks that search within one; others look for the nearest example.
-        targeted: Whether `labels` are to be reached, not left.
-        **parameters: In place of the entry's.
+        targeted: Whether the attack is to reach `labels`.
 
     Raises:
-        ValueError: If torchattacks has no such attack, if it takes other parameters, if it needs one radius
-            and gets none or two, if it cannot be targeted and is asked to be, or if LGV is to fine-tune a
-            model whose weights get no gradient.
+        ValueError: If torchattacks lacks the attack, if the attack takes other parameters, if it needs one
+            radius and gets none or two, if it cannot be targeted, or if LGV is to fine-tune a model whose
+            weights get no gradient.
     """
     if targeted and not entry.targeted:
         raise ValueError(f"Expected `targeted` of False for {entry.name}, which cannot be told a class")
     check_layout(images, input_shape=target.input_shape, device=next(target.parameters()).device)
     check_range(images)
-    attack = _build(entry.name, parameters or entry.parameters, target, epsilon)
+    attack = _build(entry.name, entry.parameters, target, epsilon)
     if entry.name == "LGV":
         _collect(attack, images, labels)
     if targeted:
@@ -170,19 +171,25 @@ def craft(
     return Crafted(_run(attack, entry, images, labels))
 
 
+def accepts(name: str) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of an attack; see `contract.Implementation`."""
+    taken = _taken(_kind(name), {})
+    return {name: part for name, part in taken.items() if name != "model"}
+
+
 @torch.no_grad()
 def successes(
     model: Classifier | TorchattacksModel,
     x_adv: Float[Tensor, "batch channels height width"],
     y: Int[Tensor, " batch"],
 ) -> Bool[Tensor, " batch"]:
-    """Say which rows are images that the model labels wrongly and does not reject.
+    """Returns which rows are valid images that the model labels wrongly and does not reject.
 
-    torchattacks itself, in MultiAttack and AutoAttack, takes "reject" for one more wrong class.
+    torchattacks itself, in MultiAttack and AutoAttack, counts "reject" as another wrong class.
 
     Args:
-        model: A classifier, or what `wrap_for_torchattacks` gave.
-        x_adv: What an attack returned, not necessarily finite or in [0, 1].
+        model: A classifier, or the result of `wrap_for_torchattacks`.
+        x_adv: The images that an attack returned, not necessarily finite or in [0, 1].
         y: The classes of the clean images.
     """
     valid = valid_images(x_adv)
@@ -195,23 +202,37 @@ def successes(
 def as_torchattacks(
     name: str, model: nn.Module, attack: Crafting, *, targeted_attack: Crafting | None = None
 ) -> "FunctionAttack":
-    """Make an attack of torchattacks of a function, such as another toolkit's attack.
+    """Builds an attack of torchattacks from a function, such as another toolkit's attack.
 
-    It works with MultiAttack (which asks that all its attacks share one `model`), `save`, and, with a
-    `targeted_attack`, every way of torchattacks to choose target labels.
+    It works with MultiAttack, whose attacks must share one `model`, and with `save`. With a `targeted_attack`
+    it works with all of torchattacks' ways to choose target labels.
 
     Args:
-        name: What it is called.
-        model: What `wrap_for_torchattacks` gave: torchattacks asks it whether the attack succeeded.
-        attack: Gives adversarial images for images and their classes, as tensors on the model's device.
-        targeted_attack: Gives them for images and the classes to reach.
+        name: Name of the attack.
+        model: The model that `wrap_for_torchattacks` returned, which torchattacks asks for success.
+        attack: A function from images and their classes to adversarial images, as tensors on the model's
+            device.
+        targeted_attack: A function from images and target classes to adversarial images.
+
+    Raises:
+        ValueError: If `name` is no string.
+        TypeError: If `model` is no module, or an attack no function.
     """
+    checked(name, str, "`name`")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected `model` to be a module, but got {type(model).__name__}")
+    if not callable(attack):
+        raise TypeError(f"Expected `attack` to be a function, but got {type(attack).__name__}")
+    if targeted_attack is not None and not callable(targeted_attack):
+        raise TypeError(
+            f"Expected `targeted_attack` to be a function, but got {type(targeted_attack).__name__}"
+        )
     return FunctionAttack(name, model, attack, targeted_attack)
 
 
 @final
 class FunctionAttack(Attack):  # type: ignore[misc]  # torchattacks has no types
-    """A function in the place of an attack of torchattacks; see `as_torchattacks`."""
+    """An attack of torchattacks that calls a function; see `as_torchattacks`."""
 
     def __init__(
         self, name: str, model: nn.Module, attack: Crafting, targeted_attack: Crafting | None
@@ -224,7 +245,7 @@ class FunctionAttack(Attack):  # type: ignore[misc]  # torchattacks has no types
     def forward(
         self, images: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Give adversarial images."""
+        """Returns adversarial images."""
         images = images.detach().clone().to(self.device)
         labels = labels.detach().clone().to(self.device)
         if self.targeted and self.targeted_attack is not None:
@@ -232,12 +253,25 @@ class FunctionAttack(Attack):  # type: ignore[misc]  # torchattacks has no types
         return self.untargeted_attack(images, labels).detach()
 
 
-def _build(
-    name: str, parameters: Mapping[str, Any], target: TorchattacksModel, epsilon: float | None
-) -> Attack:
+def _kind(name: str) -> Any:
     found = getattr(torchattacks, name, None)
     if not (isinstance(found, type) and issubclass(found, Attack)):
         raise ValueError(f"Expected an attack of torchattacks {torchattacks.__version__}, but got {name!r}")
+    return found
+
+
+def _taken(attack: Any, parameters: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of an attack's constructor."""
+    taken = dict(inspect.signature(attack).parameters)
+    if attack is torchattacks.LGV:  # passes unknown arguments to the attack that it builds
+        taken |= inspect.signature(parameters.get("attack_class", torchattacks.BIM)).parameters
+    return taken
+
+
+def _build(
+    name: str, parameters: Mapping[str, Any], target: TorchattacksModel, epsilon: float | None
+) -> Attack:
+    found = _kind(name)
     try:
         if name == "MultiAttack":
             return _multi_attack(parameters, target, epsilon)
@@ -249,10 +283,8 @@ def _build(
 def _completed(
     attack: Any, parameters: Mapping[str, Any], target: TorchattacksModel, epsilon: float | None
 ) -> dict[str, Any]:
-    """Add to the parameters what depends on the batch, on the model, or on the caller's seed."""
-    taken = dict(inspect.signature(attack).parameters)
-    if attack is torchattacks.LGV:  # hands what it does not know to the attack that it makes
-        taken |= inspect.signature(parameters.get("attack_class", torchattacks.BIM)).parameters
+    """Adds the parameters that depend on the batch, on the model, or on the caller's seed."""
+    taken = _taken(attack, parameters)
     arguments = dict(parameters)
     radius = next((name for name in RADII if name in taken), "")
     if radius:
@@ -283,7 +315,7 @@ def _multi_attack(parameters: Mapping[str, Any], target: TorchattacksModel, epsi
 
 
 def _collect(attack: Attack, images: Tensor, labels: Tensor) -> None:
-    """Have LGV fine-tune its copy of the model, without its progress bar."""
+    """Lets LGV fine-tune its copy of the model, without its progress bar."""
     attack.model.train()
     if not attack.model(images[:1]).requires_grad:
         raise ValueError("Expected logits with a gradient in the weights, which LGV fine-tunes, but got none")

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ..registry import Adapter, AttackEntry, Knowledge, Norm
+from ...attacks.registered import Knowledge
+from ..contract import Adapter, AttackEntry, AttackNorm
 
 __all__ = ["ADVERTORCH"]
 
@@ -12,7 +13,7 @@ REPAIRED = "Repaired by `import_advertorch`: the toolkit's own"
 
 
 def _attack(
-    name: str, norm: Norm, knowledge: Knowledge = "white", *, scipy: bool = False, **fields: Any
+    name: str, norm: AttackNorm, knowledge: Knowledge = "white", *, scipy: bool = False, **fields: Any
 ) -> AttackEntry:
     requires = {"torchvision": "torchvision"}  # which the toolkit imports, and does not declare
     if scipy:
@@ -20,7 +21,7 @@ def _attack(
     return AttackEntry(name=name, norm=norm, knowledge=knowledge, requires=requires, **fields)
 
 
-def _bounded(name: str, norm: Norm, knowledge: Knowledge = "white", **fields: Any) -> AttackEntry:
+def _bounded(name: str, norm: AttackNorm, knowledge: Knowledge = "white", **fields: Any) -> AttackEntry:
     return _attack(name, norm, knowledge, needs_epsilon=True, **{"targeted": True, **fields})
 
 
@@ -29,6 +30,8 @@ ADVERTORCH = Adapter(
     title="AdverTorch",
     distribution="advertorch",
     package="advertorch",
+    released="2020-06",
+    maintained=False,
     attacks=(
         # Within a ball.
         _bounded("GradientSignAttack", "linf"),  # also exported as FGSM
@@ -154,5 +157,10 @@ ADVERTORCH = Adapter(
             note="Square images only.",
         ),
     ),
+    aliases={
+        "FGM": "GradientAttack",
+        "FGSM": "GradientSignAttack",
+        "JSMA": "JacobianSaliencyMapAttack",
+    },
     implementation="genrobust.adapters._advertorch",
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..registry import Adapter, AttackEntry, Norm
+from ..contract import Adapter, AttackEntry, AttackNorm
 
 __all__ = ["ART", "EXCLUDED"]
 
@@ -42,19 +42,19 @@ IDENTITY = "Gives the clean image back where it has not succeeded."
 STARTS = "Searches from an adversarial image on: without `x_adv_init`, from the nearest that the batch has."
 
 
-def _white(name: str, norm: Norm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
+def _white(name: str, norm: AttackNorm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
     return AttackEntry(name=name, norm=norm, knowledge="white", targeted=targeted, **settings)
 
 
-def _ball(name: str, norm: Norm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
+def _ball(name: str, norm: AttackNorm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
     return _white(name, norm, targeted=targeted, needs_epsilon=True, **settings)
 
 
-def _score(name: str, norm: Norm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
+def _score(name: str, norm: AttackNorm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
     return AttackEntry(name=name, norm=norm, knowledge="score", targeted=targeted, **settings)
 
 
-def _decision(name: str, norm: Norm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
+def _decision(name: str, norm: AttackNorm, *, targeted: bool = True, **settings: Any) -> AttackEntry:
     options = {"output": "decisions"}
     return AttackEntry(
         name=name, norm=norm, knowledge="decision", targeted=targeted, options=options, **settings
@@ -66,6 +66,8 @@ ART = Adapter(
     title="ART",
     distribution="adversarial-robustness-toolbox",
     package="art",
+    released="2025-07",
+    maintained=False,
     attacks=(
         # Within a ball, by gradients.
         _ball("FastGradientMethod", "linf", parameters=BATCH),

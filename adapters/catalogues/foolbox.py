@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ..registry import Adapter, AttackEntry, Norm
+from ..contract import Adapter, AttackEntry, AttackNorm
 
 __all__ = ["FOOLBOX"]
 
-_NORMS: dict[str, Norm] = {"L1": "l1", "L2": "l2", "Linf": "linf"}
+_NORMS: dict[str, AttackNorm] = {"L1": "l1", "L2": "l2", "Linf": "linf"}
 _ADAM: dict[str, dict[str, Any]] = {
     "L1": {"adam_epsilon": 0.01},  # smaller, and every pixel takes the same step: long in this norm
     "L2": {},
@@ -15,13 +15,14 @@ _ADAM: dict[str, dict[str, Any]] = {
 _REPEATS: dict[str, dict[str, Any]] = {"": {}, "Repeated": {"repeats": 100}}
 _NO_ADAM = "Never uses Adam (Foolbox 3.3): the same images as BasicIterativeAttack."
 _FAR = "Undirected: it fools a CNN at several times the epsilon that gradient attacks need."
+_STARTS = "starting_points"
 _LINE = "Moves along one line, so that it keeps every norm small; Foolbox leaves the norm to the caller."
 
 
 def _descent(
-    name: str, norm: Norm, *, targeted: bool = True, weak: str = "", note: str = "", **parameters: Any
+    name: str, norm: AttackNorm, *, targeted: bool = True, weak: str = "", note: str = "", **parameters: Any
 ) -> AttackEntry:
-    """Describe a descent of the loss within a ball."""
+    """Describes a descent of the loss within a ball."""
     return AttackEntry(
         name=name,
         norm=norm,
@@ -35,17 +36,18 @@ def _descent(
 
 
 def _minimal(
-    name: str, norm: Norm, *, targeted: bool = True, weak: str = "", note: str = "", **parameters: Any
+    name: str, norm: AttackNorm, *, targeted: bool = True, weak: str = "", note: str = "", **parameters: Any
 ) -> AttackEntry:
-    """Describe a search for the nearest adversarial example by gradients."""
-    requires = {"numba": "numba"} if "BrendelBethge" in name else {}
+    """Describes a search for the nearest adversarial example by gradients."""
+    walks = "BrendelBethge" in name
     return AttackEntry(
         name=name,
         norm=norm,
         knowledge="white",
         parameters=parameters,
         targeted=targeted,
-        requires=requires,
+        starts=_STARTS if walks else "",
+        requires={"numba": "numba"} if walks else {},
         weak=weak,
         note=note,
     )
@@ -53,15 +55,16 @@ def _minimal(
 
 def _decision(
     name: str,
-    norm: Norm,
+    norm: AttackNorm,
     *,
     needs_epsilon: bool = False,
     targeted: bool = True,
+    starts: str = "",
     weak: str = "",
     note: str = "",
     **parameters: Any,
 ) -> AttackEntry:
-    """Describe an attack that sees decisions, which have to repeat."""
+    """Describes an attack that sees decisions, which have to repeat."""
     return AttackEntry(
         name=name,
         norm=norm,
@@ -69,6 +72,7 @@ def _decision(
         parameters=parameters,
         needs_epsilon=needs_epsilon,
         targeted=targeted,
+        starts=starts,
         options={"output": "decisions"},
         weak=weak,
         note=note,
@@ -164,6 +168,7 @@ _DECISIONS = (
     _decision(
         "BoundaryAttack",
         "l2",
+        starts=_STARTS,
         steps=500,
         spherical_step=0.1,
         source_step=0.1,
@@ -172,12 +177,13 @@ _DECISIONS = (
     _decision(
         "HopSkipJumpAttack",
         "l2",
+        starts=_STARTS,
         note="In l-infinity with `constraint='linf'`.",
         steps=5,
         initial_gradient_eval_steps=50,
         max_gradient_eval_steps=50,
     ),
-    _decision("PointwiseAttack", "l0", l2_binary_search=False),
+    _decision("PointwiseAttack", "l0", starts=_STARTS, l2_binary_search=False),
     _decision("SaltAndPepperNoiseAttack", "l2", weak=_FAR, steps=100),
     _decision("L2ContrastReductionAttack", "l2", needs_epsilon=True, targeted=False, weak=_FAR),
     _decision("BinarySearchContrastReductionAttack", "other", note=_LINE),
@@ -201,6 +207,8 @@ FOOLBOX = Adapter(
     title="Foolbox",
     distribution="foolbox",
     package="foolbox",
+    released="2024-03",
+    maintained=False,
     attacks=(
         *_DESCENTS,
         _descent("SparseL1DescentAttack", "l1", steps=20),
@@ -225,5 +233,18 @@ FOOLBOX = Adapter(
         ),
         *_DECISIONS,
     ),
+    aliases={
+        "AdamPGD": "LinfAdamProjectedGradientDescentAttack",
+        "FGM": "L2FastGradientAttack",
+        "FGSM": "LinfFastGradientAttack",
+        "L1AdamPGD": "L1AdamProjectedGradientDescentAttack",
+        "L1PGD": "L1ProjectedGradientDescentAttack",
+        "L2AdamPGD": "L2AdamProjectedGradientDescentAttack",
+        "L2PGD": "L2ProjectedGradientDescentAttack",
+        "LinfAdamPGD": "LinfAdamProjectedGradientDescentAttack",
+        "LinfPGD": "LinfProjectedGradientDescentAttack",
+        "MIFGSM": "LinfMomentumIterativeFastGradientMethod",
+        "PGD": "LinfProjectedGradientDescentAttack",
+    },
     implementation="genrobust.adapters._foolbox",
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..registry import Adapter, AttackEntry
+from ..contract import Adapter, AttackEntry
 
 __all__ = ["ROBUSTBENCH"]
 
@@ -27,6 +27,8 @@ ROBUSTBENCH = Adapter(
     title="RobustBench / AutoAttack",
     distribution="pyautoattack",
     package="pyautoattack",
+    released="2024-12",
+    maintained=False,
     alternatives={"autoattack": "autoattack"},
     attacks=(
         _entry("apgd-ce", "Blind where the softmax of a confident model saturates.", n_iter=20, n_restarts=1),

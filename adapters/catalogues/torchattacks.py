@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..registry import Adapter, AttackEntry, Norm
+from ..contract import Adapter, AttackEntry, AttackNorm
 
 __all__ = ["TORCHATTACKS"]
 
@@ -14,8 +14,8 @@ CHANNELS = "Filters the gradient with a kernel made for 3 channels."
 ELASTIC_NET = {"lr": 0.05, "binary_search_steps": 3, "max_iterations": 20, "initial_const": 1}
 
 
-def _ball(name: str, *, norm: Norm = "linf", targeted: bool = True, **settings: Any) -> AttackEntry:
-    """Describe a gradient attack within a ball."""
+def _ball(name: str, *, norm: AttackNorm = "linf", targeted: bool = True, **settings: Any) -> AttackEntry:
+    """Describes a gradient attack within a ball."""
     return AttackEntry(
         name=name, norm=norm, knowledge="white", needs_epsilon=True, targeted=targeted, **settings
     )
@@ -26,6 +26,8 @@ TORCHATTACKS = Adapter(
     title="torchattacks",
     distribution="torchattacks",
     package="torchattacks",
+    released="2023-10",
+    maintained=False,
     attacks=(
         AttackEntry(
             name="VANILA",
