@@ -1,9 +1,9 @@
-"""The report of a run: for the terminal, as a page, as Markdown, LaTeX and JSON, all of the same numbers."""
+"""The report of a run for the terminal, as a page, Markdown, LaTeX or JSON, all with the same numbers."""
 
 from .document import Document, describe
 from .numbers import save_table
 from .page import render_page
-from .terminal import render_table
+from .terminal import render_table, shortfalls
 from .texts import render_latex, render_markdown
 from .writing import Format, render, write_report, write_text
 
@@ -17,6 +17,7 @@ __all__ = [
     "render_page",
     "render_table",
     "save_table",
+    "shortfalls",
     "write_report",
     "write_text",
 ]

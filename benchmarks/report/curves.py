@@ -1,4 +1,4 @@
-"""The curves of a run as SVG that takes its colours from the page."""
+"""The curves of a run as SVG, with the colours of the page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from ..results import Results
+from ..._brief import one_line
+from ..run.results import Results
 from ..statistics import Curve, Row, Summary
-from ..suites import Norm, ThreatModel
+from ..suites.model import Norm, ThreatModel
 from .words import NORM_TITLES, NOTHING, percent
 
 __all__ = ["Panel", "mark", "panels", "style"]
 
 WIDTH, HEIGHT = 480, 330
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 46
-POINTS = 240  # of a curve: more than a screen shows
-STYLES = 7  # of lines, in the page's style sheet
+POINTS = 240  # points per curve: more than a screen shows
+STYLES = 7  # number of line styles in the page's style sheet
 UNITS = {"l0": "changed pixels"}
 MARKS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
@@ -36,14 +37,14 @@ class Panel:
     """The curves of one norm.
 
     Attributes:
-        norm: Of the perturbation.
-        title: For readers.
-        attacks: What the lines are about, in a sentence.
-        union: What the markers are about.
+        norm: Norm of the perturbation.
+        title: Title for readers.
+        attacks: A sentence that explains the lines.
+        union: A sentence that explains the markers.
         svg: The drawing.
-        text: What it shows, for who does not see it.
-        heads: Of the table of the same numbers: the models.
-        rows: Its rows: epsilon, and accuracy with its interval per model.
+        text: The alt text of the drawing.
+        heads: Heads of the table with the same numbers: the models.
+        rows: Rows of that table: epsilon, and accuracy with its interval per model.
     """
 
     norm: Norm
@@ -54,6 +55,8 @@ class Panel:
     text: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +71,25 @@ class _Scale:
 
 
 def mark(index: int) -> Markup:
-    """Give the outline of a model's marker."""
+    """Returns the outline of a model's marker."""
     return Markup(MARKS[_turned(index)])
 
 
 def style(index: int) -> str:
-    """Give the classes of a model's line: its colour and its dashes."""
+    """Returns the style classes of a model's line, for its colour and its dashes."""
     return f"s{index % STYLES} d{_turned(index)}"
 
 
 def _turned(index: int) -> int:
-    """Pair every colour with other dashes and markers once the colours are used up."""
+    """Pairs the colours with other dashes and markers once every colour is used."""
     return (index + index // STYLES) % STYLES
 
 
 def panels(results: Results, summary: Summary) -> list[Panel]:
-    """Draw accuracy against epsilon, a panel per norm.
+    """Draws accuracy against epsilon, a panel per norm.
 
-    Lines have a band, their 95 % Wilson interval, and show the attacks that are known at every epsilon; a
-    marker shows the union of all attacks at the table's epsilon.
+    Lines show the attacks that are known at every epsilon. Their band is the 95 % Wilson interval. A marker
+    shows the union of all attacks at the table's epsilon.
     """
     drawn = []
     for threat in results.suite.threat_models:
@@ -105,7 +108,7 @@ def _panel(results: Results, threat: ThreatModel, row: Row, curves: Sequence[Cur
     parts += [_line(scale, curve, numbers[curve.model]) for curve in curves]
     shown = [model for model in results.models if model in row.robust]
     for index, model in enumerate(shown):
-        offset = 7 * (index - (len(shown) - 1) / 2)  # side by side, so that none hides another
+        offset = 7 * (index - (len(shown) - 1) / 2)  # side by side, so that no marker hides another
         parts += _point(scale, row, model, numbers[model], threat.epsilon, offset)
     attacks = list(dict.fromkeys(attack for curve in curves for attack in curve.attacks))
     titles = {model: results.suite.model(model).title for model in results.models}
@@ -149,7 +152,7 @@ def _axes(scale: _Scale, threat: ThreatModel) -> Iterator[str]:
 
 
 def _visible(scale: _Scale, curve: Curve) -> Curve:
-    """Leave out what is to the right of the panel, but for the accuracy at its edge."""
+    """Drops the points to the right of the panel, except for the accuracy at its edge."""
     inside = curve.epsilons <= scale.right
     columns = {name: getattr(curve, name)[inside] for name in ("epsilons", "accuracy", "low", "high")}
     if curve.exact:

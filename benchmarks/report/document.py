@@ -1,30 +1,33 @@
-"""What a report says of a run, before any format: facts, findings, tables, warnings, how to do it again."""
+"""The content of a report before any format: facts, findings, tables, warnings, and the command."""
 
 import platform
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ..results import Results
+from ..._brief import one_line
+from ..run.results import Results
 from ..statistics import Row, Summary, summarise
-from .tables import SIGNIFICANT, Table, headline, tables
+from .table import Table
+from .tables import SIGNIFICANT, headline, tables
 from .words import NBSP, count, p_value, percent, range_of, threat
 
 __all__ = ["Document", "Flag", "describe"]
 
 
-NAMED = 5  # models that a fact names one by one
-UNTOLD = ("executable",)  # a path of the machine says nothing to readers
+NAMED = 5  # up to this number of models, a fact names each of them
+UNTOLD = ("executable",)  # a local path tells readers nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """Something that a reader should know before believing a number.
+    """A reason to doubt the numbers, which a reader should know.
 
     Attributes:
-        title: What was seen, with how often.
-        meaning: What it means, in plain words.
-        raised: Whether it was seen at all.
+        title: The observation, with its count.
+        meaning: Its meaning in plain words.
+        raised: Whether it was observed at all.
     """
 
     title: str
@@ -34,21 +37,21 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a report says of one run.
+    """The content of a report about one run.
 
     Attributes:
         results: The run.
-        summary: Its numbers.
-        title: Of the suite.
-        paper: Where the expected numbers are from; empty if from nowhere.
-        facts: What was run, name and value.
-        reduced: Sentences that say what was reduced against the paper.
-        unfinished: What is missing, in a sentence; empty once the run is finished.
-        findings: What came out, in sentences.
-        tables: By the section that they belong to.
+        summary: The numbers of the run.
+        title: Title of the suite.
+        paper: Source of the expected numbers; empty if there are none.
+        facts: Facts about what was run, as name and value.
+        reduced: Sentences that say what was reduced compared with the paper.
+        unfinished: A sentence that says what is missing; empty once the run is finished.
+        findings: Sentences that state the results.
+        tables: Tables by the section that they belong to.
         flags: Reasons for doubt, raised or not.
-        command: That does it again, as a user types it.
-        environment: Versions and where it ran, name and value.
+        command: The command that repeats the run.
+        environment: Versions and hardware, as name and value.
     """
 
     results: Results
@@ -64,13 +67,15 @@ class Document:
     command: str
     environment: tuple[tuple[str, str], ...]
 
+    __repr__ = one_line
+
 
 def describe(results: Results, summary: Summary | None = None) -> Document:
-    """Say what a report says of a run.
+    """Builds the content of a report.
 
     Args:
         results: The run, finished or not.
-        summary: Its summary, if it is computed already.
+        summary: Its summary; None computes it.
     """
     summary = summary or summarise(results)
     suite = results.suite
@@ -95,10 +100,15 @@ def _facts(results: Results) -> Iterator[tuple[str, str]]:
     yield "Suite", suite.name
     if suite.paper:
         yield "Paper", suite.paper
-    images = count(len(results.samples), "test image")
+    images = count(len(results.samples), f"{results.manifest['dataset']['split']} image")
     yield "Data", f"{suite.dataset}, {images}, seed {results.manifest['seed']}"
     titles = [suite.model(model).title for model in results.models]
     yield "Models", ", ".join(titles) if len(titles) <= NAMED else str(len(titles))
+    origins = results.manifest.get("weights") or {}
+    if others := {name: text for name, text in origins.items() if text != "shipped"}:
+        yield "Weights", "; ".join(f"{suite.model(name).title} {text}" for name, text in others.items())
+    elif origins:
+        yield "Weights", "shipped with genrobust"
     threats = "; ".join(threat(t.norm, t.epsilon) for t in suite.threat_models)
     yield "Attacks", f"{len(suite.attacks)} ({threats})" if suite.attacks else "none"
     scales = {"paper": "as published", "small": "reduced against the paper" if suite.paper else "small"}
@@ -110,8 +120,8 @@ def _unfinished(summary: Summary) -> str:
         return ""
     failed = f", {len(summary.failures):,} of them because of an error" if summary.failures else ""
     return (
-        f"This run is not finished: {count(summary.missing, 'cell')} missing{failed}. Every number is of the "
-        "images that were attacked so far, and may change. The same command goes on with it."
+        f"This run is not finished: {count(summary.missing, 'cell')} missing{failed}. All numbers are "
+        "about the images that were attacked so far, and may change. The same command continues the run."
     )
 
 
@@ -162,38 +172,54 @@ def _equals(p: str) -> str:
 def _flags(summary: Summary) -> Iterator[Flag]:
     claims = summary.claims
     examples = sum(entry.examples for entry in claims)
-    claimed, fell = sum(entry.claimed for entry in claims), sum(entry.fell for entry in claims)
-    zero, unstable = (sum(getattr(entry, n) for entry in claims) for n in ("zero_gradient", "unstable"))
-    invalid = sum(entry.invalid for entry in claims)
+    claimed, fell, first, zero, unstable = (
+        sum(getattr(entry, n) for entry in claims)
+        for n in ("claimed", "fell", "fell_first", "zero_gradient", "unstable")
+    )
+    invalid, undefined, unchanged = (
+        sum(getattr(entry, n) for entry in claims) for n in ("invalid", "undefined", "unchanged")
+    )
     yield Flag(
         title=f"{fell:,} of {count(claimed, 'claim')} of success fell",
-        meaning="The toolkit called these examples adversarial. Scored again at the full budget, with noise "
-        "that the attack has not seen, the model got them right, refused them, or they were outside of the "
-        "ball. They count as failures of the attack. Examples that were only transferred claim nothing.",
+        meaning="The toolkit called these examples adversarial. Verification with the full budget and fresh "
+        "noise found that the model labels them rightly or rejects them, or that they are outside the ball. "
+        f"They count as failures of the attack, which ran again on such images where the suite allows: "
+        f"{first:,} fell at first. Transferred examples carry no claim.",
         raised=fell > 0,
     )
     yield Flag(
         title=f"{zero:,} of {count(examples, 'attack')} met a zero gradient",
-        meaning="At these images the attacked model gave a gradient attack nothing to go by. That the attack "
-        "failed there says nothing about robustness: look at attacks that use no gradient.",
+        meaning="At these images the gradient of the cross-entropy that an attack is shown is zero. A "
+        "gradient attack must fail, which says nothing about robustness. Look at attacks that use none.",
         raised=zero > 0,
     )
     yield Flag(
         title=f"{unstable:,} of {count(examples, 'verdict')} changed when judged again",
-        meaning="The model decides at random, and a second draw of its noise gave another verdict: these "
-        "examples lie at the decision boundary. The first draw counts.",
+        meaning="The model decides at random, and another draw of its noise changed the verdict. These "
+        "examples lie at the decision boundary. The majority counts.",
         raised=unstable > 0,
     )
     yield Flag(
-        title=f"{invalid:,} of {count(examples, 'result')} were no images",
-        meaning="The attack returned values that are not finite or outside of [0, 1]. They break nothing.",
+        title=f"{invalid:,} of {count(examples, 'result')} were not images",
+        meaning="The attack returned values that are not finite or outside [0, 1]. They do not count.",
         raised=invalid > 0,
+    )
+    yield Flag(
+        title=f"{undefined:,} of {count(examples, 'answer')} were undefined",
+        meaning="The model's output about these images is NaN or infinite. It counts as wrong, for no class.",
+        raised=undefined > 0,
+    )
+    yield Flag(
+        title=f"{unchanged:,} of {count(examples, 'result')} were the clean image",
+        meaning="An attack that changes nothing says nothing about robustness, unless the clean image was "
+        "wrong already. Look at the parameters of attacks that change no image.",
+        raised=0 < examples == unchanged,
     )
     failed = "; ".join(f"{failure.cell}: {failure.error}" for failure in summary.failures[:5])
     yield Flag(
         title=f"{count(summary.missing, 'cell')} missing, {len(summary.failures):,} failed",
         meaning="A cell is one attack on one batch of images. "
-        + (f"Errors: {failed}." if failed else "Every cell of a finished run is there."),
+        + (f"Errors: {failed}." if failed else "A finished run has every cell."),
         raised=summary.missing > 0,
     )
 
@@ -204,7 +230,7 @@ def _command(results: Results) -> str:
         return str(manifest["command"])
     samples, seed = len(results.samples), manifest["seed"]
     known = [model.name for model in suite.models]
-    if not set(results.models) <= set(known):  # somebody's own module, which no command can name
+    if not set(results.models) <= set(known):  # a user's own module, which no command can name
         names = ", ".join(f"{name!r}: {name}" for name in results.models)
         return (
             f"genrobust.evaluate({{{names}}}, {suite.name!r}, scale={suite.scale!r}, "
@@ -229,8 +255,18 @@ def _environment(results: Results) -> Iterator[tuple[str, str]]:
         yield f"data ({dataset['name']}, {dataset['split']})", f"sha256 {dataset['sha256'][:16]}…"
     models = manifest.get("models", {})
     for name, model in models.items() if isinstance(models, Mapping) else ():
-        yield f"weights of {name}", f"sha256 {model['weights'][:16]}… on {model['device']}"
+        for part, weights in _weights(model):
+            yield f"weights of {name}{part}", f"sha256 {weights[:16]}… on {model['device']}"
     yield "report written with Python", platform.python_version()
+
+
+def _weights(settings: Mapping[str, Any], part: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the hash of a model's weights, and of those of the parts that a wrapper is made of."""
+    if "weights" in settings:
+        yield part, settings["weights"]
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _weights(value, f"{part}, {name}")
 
 
 def _told(value: object) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from ..cells import Cell
-from ..gallery import read_gallery
-from ..results import Results
+from ..._brief import one_line
+from ..run.cells import Cell
+from ..run.gallery import read_gallery
+from ..run.results import Results
 from .words import NBSP, threat
 
 __all__ = ["Gallery", "Picture", "Reconstruction", "Sample", "galleries"]
@@ -24,8 +25,8 @@ class Picture:
 
     Attributes:
         source: A data URI.
-        text: What it shows, for who does not see it.
-        label: Below it.
+        text: Alt text.
+        label: Label below the image.
     """
 
     source: str
@@ -35,11 +36,11 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction(Picture):
-    """What a class would have drawn.
+    """The reconstruction of an image by one class.
 
     Attributes:
         decided: Whether the model decides for this class.
-        true: Whether it is the image's label.
+        true: Whether this class is the image's label.
     """
 
     decided: bool
@@ -48,14 +49,14 @@ class Reconstruction(Picture):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What became of one image.
+    """One image before and after an attack.
 
     Attributes:
-        clean: The image.
-        adversarial: What the attack made of it.
+        clean: The clean image.
+        adversarial: The attacked image.
         perturbation: The difference, amplified.
-        fooled: Whether the decision is wrong, and no refusal.
-        reconstructions: Of the adversarial image, one per class; none where the model has none.
+        fooled: Whether the decision is wrong, and not a rejection.
+        reconstructions: Reconstructions of the adversarial image, one per class; empty if the model has none.
     """
 
     clean: Picture
@@ -64,10 +65,12 @@ class Sample:
     fooled: bool
     reconstructions: tuple[Reconstruction, ...]
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """What an attack made of some images.
+    """Some images before and after one attack on one model.
 
     Attributes:
         model: Title of the model.
@@ -81,9 +84,11 @@ class Gallery:
     threat: str
     samples: tuple[Sample, ...]
 
+    __repr__ = one_line
+
 
 def galleries(results: Results) -> dict[str, list[Gallery]]:
-    """Give the galleries that the run kept at the table's epsilons, by the title of the model."""
+    """Returns the galleries that the run kept at the table's epsilons, by title of the model."""
     suite = results.suite
     found: dict[str, list[Gallery]] = {}
     for model in results.models:
@@ -92,7 +97,7 @@ def galleries(results: Results) -> dict[str, list[Gallery]]:
             bounded = attack.kind == "fixed epsilon"
             epsilon = suite.threat_model(attack.norm).epsilon if bounded else None
             cell = Cell(model=model, attack=attack.key, epsilon=epsilon, batch=0)
-            arrays = read_gallery(results.folder, cell)
+            arrays = read_gallery(results.folder, cell, run=results.run)
             if arrays is None:
                 continue
             samples = tuple(_samples(arrays))
@@ -121,7 +126,7 @@ def _samples(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Sample]:
             adversarial=Picture(
                 source=_png(adversarial),
                 text=f"The same image after the attack; the model says {decided}",
-                label="refused" if prediction >= len(names) else f"seen as {decided}",
+                label="rejected" if prediction >= len(names) else f"seen as {decided}",
             ),
             perturbation=Picture(
                 source=_png(0.5 + factor * delta),
@@ -145,7 +150,7 @@ def _samples(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Sample]:
 def _named(names: list[str], number: int) -> str:
     if number < 0:
         return "no image"
-    return names[number] if number < len(names) else "nothing: it refuses"
+    return names[number] if number < len(names) else "nothing: it rejects"
 
 
 def _amplification(delta: Float[np.ndarray, "channels height width"]) -> float:

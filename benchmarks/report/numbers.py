@@ -1,4 +1,4 @@
-"""The numbers of a run for a program."""
+"""The numbers of a run as JSON for programs."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...storage import write_json
-from ..results import Results
+from ..._files import write_json
+from ..run.results import Results
 from ..statistics import Curve, Row, Summary, summarise
 
 __all__ = ["numbers", "save_table"]
 
-POINTS = 500  # of a curve
+POINTS = 500  # points per curve
 
 
 def numbers(results: Results, summary: Summary | None = None) -> dict[str, Any]:
-    """Give the numbers of a run as JSON has them, with null for what is infinite."""
+    """Returns the numbers of a run as JSON values, with null for infinite ones."""
     summary = summary or summarise(results)
     suite, manifest = results.suite, results.manifest
     content = {
@@ -37,6 +37,7 @@ def numbers(results: Results, summary: Summary | None = None) -> dict[str, Any]:
             for row in summary.rows
             for first, second, p in row.comparisons()
         ],
+        "targeted": [asdict(entry) for entry in summary.targeted],
         "medians": [asdict(median) for median in summary.medians],
         "paper_values": [{**asdict(value), "verdict": value.verdict} for value in summary.paper],
         "claims": [asdict(health) for health in summary.claims],
@@ -48,7 +49,7 @@ def numbers(results: Results, summary: Summary | None = None) -> dict[str, Any]:
 
 
 def save_table(results: Results, path: Path, summary: Summary | None = None) -> None:
-    """Save the numbers as JSON."""
+    """Saves the numbers as JSON."""
     write_json(path, numbers(results, summary))
 
 

@@ -1,4 +1,4 @@
-"""The page of one or several runs: one HTML file that needs nothing else, least of all the network."""
+"""The page of one or several runs: one HTML file that loads no other file, also not from the network."""
 
 import base64
 import hashlib
@@ -20,14 +20,14 @@ __all__ = ["render_page"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What the template shows of a run.
+    """The parts of a run that the template shows.
 
     Attributes:
-        document: What is said.
+        document: The content of the report.
         panels: The curves.
         legend: Titles of the models, in the order of their line styles.
-        galleries: By model.
-        sections: Name and title of those that have something to show.
+        galleries: Galleries by model.
+        sections: Names and titles of the sections that are not empty.
     """
 
     document: Document
@@ -38,13 +38,13 @@ class _Run:
 
 
 def render_page(documents: Sequence[Document]) -> str:
-    """Give the page as text.
+    """Returns the page as text.
 
     Args:
-        documents: Of the runs, in the order of the page.
+        documents: The content about every run, in the order of the page.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If `documents` is empty.
     """
     if not documents:
         raise ValueError("Expected at least one run, but got none")
@@ -54,7 +54,7 @@ def render_page(documents: Sequence[Document]) -> str:
         title=documents[0].title if len(documents) == 1 else f"{len(documents)} benchmark runs",
         runs=[_run(document) for document in documents],
         version=version("genrobust"),
-        style=Markup(_source("style.css")),  # our own files: everything else is escaped
+        style=Markup(_source("style.css")),  # only our own files are exempt from escaping
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         size=(WIDTH, HEIGHT),
@@ -69,12 +69,12 @@ def _run(document: Document) -> _Run:
     drawn, shown = tuple(panels(results, summary)), galleries(results)
     sections = {
         "result": ("Result", True),
-        "paper": ("Beside the paper", bool(document.tables["paper"])),
+        "paper": ("Comparison with the paper", bool(document.tables["paper"])),
         "curves": ("Accuracy against perturbation", bool(drawn)),
-        "refusals": ("Models that refuse", bool(document.tables["refusals"])),
+        "rejections": ("Models that reject", bool(document.tables["rejections"])),
         "attacks": ("Attack by attack", bool(document.tables["attacks"])),
         "galleries": ("Examples", bool(shown)),
-        "health": ("Can it be believed?", True),
+        "health": ("Is it credible?", True),
         "again": ("Do it again", True),
     }
     return _Run(

@@ -1,17 +1,19 @@
-"""The tables of a report as data, for whatever format."""
+"""The tables of a report as data, which every format shares."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-from ..results import Results
+from ..run.results import Results
 from ..statistics import Median, PaperValue, Row, Summary
-from ..suites import Norm, Quantity
+from ..suites.model import LENGTHS, Norm
+from .answers import case_cells, entropy_table, rejection_tables, share_cell, targeted_table
+from .table import Column, Strip, Table, TableCell
 from .words import (
     DASH,
     MINUS,
     NBSP,
     NORM_TITLES,
     NOTHING,
+    QUANTITIES,
     distance,
     p_value,
     percent,
@@ -20,106 +22,38 @@ from .words import (
     threat,
 )
 
-__all__ = ["SIGNIFICANT", "Cell", "Column", "Table", "tables"]
+__all__ = ["SIGNIFICANT", "headline", "tables"]
 
 SIGNIFICANT = 0.01  # E-ABS section 4.5
-QUANTITIES: Mapping[Quantity, str] = {
-    "accuracy": "accuracy",
-    "error": "error",
-    "rejection": "rejection",
-    "median_distance": "median distance",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column.
-
-    Attributes:
-        title: Its head.
-        detail: What the head says in smaller letters.
-        numeric: Whether it holds numbers.
-    """
-
-    title: str
-    detail: str = ""
-    numeric: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strip:
-    """A share on a scale from 0 to 1, to be drawn.
-
-    Attributes:
-        value: The share.
-        low: Lower end of its interval.
-        high: Upper end.
-        paper: The paper's number; None if it has none.
-    """
-
-    value: float
-    low: float
-    high: float
-    paper: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A cell.
-
-    Attributes:
-        text: What it says.
-        detail: What it says in smaller letters, such as an interval.
-        note: A second such line: the paper's number.
-        order: What the column is sorted by; the text if None.
-        strong: Whether it is the best of its column, or the one to look at.
-        strip: The number on a scale.
-    """
-
-    text: str
-    detail: str = ""
-    note: str = ""
-    order: float | None = None
-    strong: bool = False
-    strip: Strip | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table, whose first column names the rows.
-
-    Attributes:
-        key: Names it in links.
-        title: Its caption.
-        caption: What its numbers are.
-        columns: The columns.
-        rows: The rows, a cell per column.
-    """
-
-    key: str
-    title: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 def tables(results: Results, summary: Summary) -> dict[str, tuple[Table, ...]]:
-    """Give the tables of a run by the section that they belong to; a section without any has none."""
+    """Returns the tables of a run by section; the list of a section may be empty."""
     titles = {model: results.suite.model(model).title for model in results.models}
-    refusing = [row for row in summary.rows if any(where.any() for where in row.rejected.values())]
+    rejecting = [row for row in summary.rows if any(where.any() for where in row.rejected.values())]
     return {
-        "leaderboard": (_leaderboard(titles, summary),),
-        "refusals": (_refusals(titles, refusing),) if refusing else (),
+        "leaderboard": (
+            _leaderboard(titles, summary),
+            *((_draws(titles, summary),) if summary.drawn else ()),
+        ),
+        "rejections": (_rejections(titles, rejecting), *rejection_tables(titles, summary.rejections))
+        if rejecting
+        else (),
         "paper": (_paper(titles, summary.paper),) if summary.paper else (),
-        "attacks": tuple(_attacks(titles, summary, norm) for norm in _norms(summary)),
+        "attacks": (
+            *(_attacks(titles, summary, norm) for norm in _norms(summary)),
+            *((_optimality(titles, summary),) if summary.optimalities else ()),
+        ),
         "medians": (_medians(titles, summary.medians),) if summary.medians else (),
+        "targeted": (targeted_table(titles, summary.targeted),) if summary.targeted else (),
+        "entropy": (entropy_table(titles, summary.entropies),) if summary.entropies else (),
         "significance": tuple(_significance(titles, headline(summary))),
         "health": (_health(results, titles, summary),) if summary.claims else (),
     }
 
 
 def headline(summary: Summary) -> list[Row]:
-    """Give the rows to quote: clean, and of every norm the union of its attacks, or the only attack."""
+    """Returns the rows to quote: clean images, and per norm the union of attacks or the only attack."""
     last = {row.norm: row for row in summary.rows}  # unions come last
     return list(last.values())
 
@@ -136,23 +70,46 @@ def _leaderboard(titles: Mapping[str, str], summary: Summary) -> Table:
     columns += [Column(title="median distance", detail=NORM_TITLES[norm]) for norm in norms]
     content = []
     for model, title in titles.items():
-        cells = [Cell(text=title), *(_accuracy(row, model, summary) for row in rows)]
+        cells = [TableCell(text=title), *(_accuracy(row, model, summary) for row in rows)]
         for norm in norms:
             mine = [median for median in medians if (median.model, median.norm) == (model, norm)]
-            cells.append(_median(mine[0], medians) if mine else Cell(text=NOTHING))
+            cells.append(_median(mine[0], medians) if mine else TableCell(text=NOTHING))
         content.append(tuple(cells))
     return Table(
         key="leaderboard",
         title="Leaderboard",
-        caption=f"Images that stay right whatever the attacks did, with 95{NBSP}% Wilson intervals. The best "
+        caption=f"Images that stay right under every attack, with 95{NBSP}% Wilson intervals. The best "
         "of a column is bold.",
         columns=tuple(columns),
         rows=tuple(content),
     )
 
 
+def _draws(titles: Mapping[str, str], summary: Summary) -> Table:
+    return Table(
+        key="draws",
+        title="One draw, most draws, every draw",
+        caption="Accuracy of models that draw noise, where their draws decide differently. The tables count "
+        "the majority. By the worst draw an image is right if every draw is, on the clean image and under "
+        "attack.",
+        columns=(
+            Column(title="model", numeric=False),
+            Column(title="under", numeric=False),
+            *(Column(title=title) for title in ("first draw", "majority", "worst draw")),
+        ),
+        rows=tuple(
+            (
+                TableCell(text=titles[entry.model]),
+                TableCell(text=_head(entry.row).title, detail=_head(entry.row).detail),
+                *(share_cell(share) for share in (entry.first, entry.majority, entry.worst)),
+            )
+            for entry in summary.drawn
+        ),
+    )
+
+
 def _nearest(summary: Summary) -> set[str]:
-    """Give the key, per norm, of the nearest that all its minimal-norm attacks found."""
+    """Returns, per norm, the key of the median distance over all its minimal-norm attacks."""
     return set({median.norm: median.key for median in summary.medians}.values())  # unions come last
 
 
@@ -161,9 +118,9 @@ def _head(row: Row) -> Column:
     return Column(title=title, detail=threat(None, row.epsilon))
 
 
-def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
+def _accuracy(row: Row, model: str, summary: Summary) -> TableCell:
     if model not in row.robust:
-        return Cell(text=NOTHING)
+        return TableCell(text=NOTHING)
     share = row.accuracy(model)
     values = [row.accuracy(name).value for name in row.comparable]
     attack = "all" if row.is_union else row.key
@@ -177,7 +134,7 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
     if model not in row.comparable:
         most = len(row.common(row.comparable[0]))
         notes.append(f"{len(row.common(model))} of {most} attacks")
-    return Cell(
+    return TableCell(
         text=percent(share.value, share.total),
         detail=range_of(share),
         note="; ".join(notes),
@@ -192,10 +149,10 @@ def _accuracy(row: Row, model: str, summary: Summary) -> Cell:
     )
 
 
-def _median(median: Median, among: list[Median]) -> Cell:
+def _median(median: Median, among: list[Median]) -> TableCell:
     rivals = (median.norm, median.key)
     values = [other.value for other in among if (other.norm, other.key) == rivals]
-    return Cell(
+    return TableCell(
         text=distance(median.value),
         detail=f"{distance(median.low)}{DASH}{distance(median.high)}",
         order=median.value,
@@ -215,7 +172,7 @@ def _attacks(titles: Mapping[str, str], summary: Summary, norm: Norm) -> Table:
         ),
         rows=tuple(
             (
-                Cell(text=row.title, strong=row.is_union),
+                TableCell(text=row.title, strong=row.is_union),
                 *(_accuracy(row, model, summary) for model in titles),
             )
             for row in rows
@@ -228,13 +185,15 @@ def _medians(titles: Mapping[str, str], medians: tuple[Median, ...]) -> Table:
     content = []
     for key, title, norm in keys:
         mine = {median.model: median for median in medians if median.key == key}
-        cells = [_median(mine[m], list(mine.values())) if m in mine else Cell(text=NOTHING) for m in titles]
-        content.append((Cell(text=f"{title}, {NORM_TITLES[norm]}"), *cells))
+        cells = [
+            _median(mine[m], list(mine.values())) if m in mine else TableCell(text=NOTHING) for m in titles
+        ]
+        content.append((TableCell(text=f"{title}, {NORM_TITLES[norm]}"), *cells))
     return Table(
         key="medians",
         title="Median distance",
-        caption=f"Median length of the shortest perturbation that works, with its 95{NBSP}% interval: 0 "
-        "where the clean image is wrong already, ∞ where no attack worked.",
+        caption=f"Median length of the shortest perturbation that works, with its 95{NBSP}% interval. "
+        "It is 0 if the clean image is already wrong, and ∞ if no attack worked.",
         columns=(
             Column(title="attack", numeric=False),
             *(Column(title=title) for title in titles.values()),
@@ -243,27 +202,16 @@ def _medians(titles: Mapping[str, str], medians: tuple[Median, ...]) -> Table:
     )
 
 
-def _refusals(titles: Mapping[str, str], rows: list[Row]) -> Table:
+def _rejections(titles: Mapping[str, str], rows: list[Row]) -> Table:
     content = []
     for row in rows:
         for model in row.robust:
             risk = row.risk(model)
             shares = [row.accuracy(model), row.error(model), row.rejection(model), row.coverage(model), risk]
-            content.append(
-                (
-                    Cell(text=titles[model]),
-                    Cell(text=", ".join(filter(None, (row.title, threat(row.norm, row.epsilon))))),
-                    *(
-                        Cell(text=percent(s.value, s.total), detail=range_of(s), order=s.value)
-                        if s
-                        else Cell(text=NOTHING)
-                        for s in shares
-                    ),
-                )
-            )
+            content.append((*case_cells(titles, model, row), *map(share_cell, shares)))
     return Table(
-        key="refusals",
-        title="Models that refuse",
+        key="models-that-reject",
+        title="Models that reject",
         caption="Accuracy: right and accepted. Error: wrong and accepted. Coverage: accepted. Risk: wrong "
         "among the accepted. An image counts as wrong if any attack made it so, else as rejected if any did.",
         columns=(
@@ -278,10 +226,10 @@ def _refusals(titles: Mapping[str, str], rows: list[Row]) -> Table:
 def _paper(titles: Mapping[str, str], values: tuple[PaperValue, ...]) -> Table:
     return Table(
         key="paper",
-        title="Beside the paper",
+        title="Comparison with the paper",
         caption=f"Difference: ours minus the paper's, with a 95{NBSP}% interval from the sampling error of "
-        "both; where the paper does not say how many images it measured on, its number is taken to be exact. "
-        "A difference is “within” where that interval holds 0.",
+        "both. If the paper does not state its number of images, its number is taken as exact. A difference "
+        "is “within” if its interval contains 0.",
         columns=(
             Column(title="model", numeric=False),
             Column(title="attack", numeric=False),
@@ -295,25 +243,25 @@ def _paper(titles: Mapping[str, str], values: tuple[PaperValue, ...]) -> Table:
     )
 
 
-def _paper_row(titles: Mapping[str, str], value: PaperValue) -> tuple[Cell, ...]:
-    is_share = value.quantity != "median_distance"
+def _paper_row(titles: Mapping[str, str], value: PaperValue) -> tuple[TableCell, ...]:
+    is_share = value.quantity not in LENGTHS
     images = f"{value.images:,} images" if value.images else ""
-    paper = Cell(text=distance(value.paper), detail=images, order=value.paper)
-    ours, difference = "not measured", Cell(text=NOTHING)
+    paper = TableCell(text=distance(value.paper), detail=images, order=value.paper)
+    ours, difference = "not measured", TableCell(text=NOTHING)
     if is_share:
-        paper = Cell(text=f"{100 * value.paper:.1f}{NBSP}%", detail=images, order=value.paper)
+        paper = TableCell(text=f"{100 * value.paper:.1f}{NBSP}%", detail=images, order=value.paper)
     detail = ""
     if None not in (value.measured, value.low, value.high, value.difference):
         ours, detail = _measured(value, is_share=is_share)
         difference = _difference(value, is_share=is_share)
     return (
-        Cell(text=titles[value.model]),
-        Cell(text=value.title, detail=threat(value.norm, value.epsilon)),
-        Cell(text=QUANTITIES[value.quantity]),
+        TableCell(text=titles[value.model]),
+        TableCell(text=value.title, detail=threat(value.norm, value.epsilon)),
+        TableCell(text=QUANTITIES[value.quantity]),
         paper,
-        Cell(text=ours, detail=detail, order=value.measured),
+        TableCell(text=ours, detail=detail, order=value.measured),
         difference,
-        Cell(text=value.verdict, strong=value.verdict == "differs"),
+        TableCell(text=value.verdict, strong=value.verdict == "differs"),
     )
 
 
@@ -324,51 +272,87 @@ def _measured(value: PaperValue, *, is_share: bool) -> tuple[str, str]:
     return f"{100 * (value.measured or 0.0):.1f}{NBSP}%", f"{100 * low:.1f}{DASH}{100 * high:.1f}"
 
 
-def _difference(value: PaperValue, *, is_share: bool) -> Cell:
+def _difference(value: PaperValue, *, is_share: bool) -> TableCell:
     numbers = (value.difference or 0.0, value.difference_low or 0.0, value.difference_high or 0.0)
     written = [points(n) if is_share else f"{n:+.3g}".replace("-", MINUS) for n in numbers]
-    return Cell(text=written[0], detail=f"{written[1]} to {written[2]}", order=value.difference)
+    return TableCell(text=written[0], detail=f"{written[1]} to {written[2]}", order=value.difference)
 
 
 def _significance(titles: Mapping[str, str], rows: list[Row]) -> Iterator[Table]:
     if len(titles) < 2:
         return
-    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
+    pairs: dict[tuple[str, str], dict[str, TableCell]] = {}
     for row in rows:
         for first, second, p in row.comparisons():
-            cell = Cell(text=p_value(p), order=p, strong=p < SIGNIFICANT)
+            cell = TableCell(text=p_value(p), order=p, strong=p < SIGNIFICANT)
             pairs.setdefault((titles[first], titles[second]), {})[row.key] = cell
     yield Table(
         key="significance",
         title="Do two models differ?",
-        caption=f"McNemar's exact p on the same images; below {SIGNIFICANT} in bold. Of many comparisons, "
-        "one in a hundred falls below that by chance.",
+        caption=f"McNemar's exact p on the same images; below {SIGNIFICANT} in bold. By chance, one in a "
+        "hundred comparisons falls below that.",
         columns=(Column(title="models", numeric=False), *(_head(row) for row in rows)),
         rows=tuple(
             (
-                Cell(text=f"{first} and {second}"),
-                *(found.get(row.key, Cell(text=NOTHING)) for row in rows),
+                TableCell(text=f"{first} and {second}"),
+                *(found.get(row.key, TableCell(text=NOTHING)) for row in rows),
             )
             for (first, second), found in pairs.items()
         ),
     )
 
 
+def _optimality(titles: Mapping[str, str], summary: Summary) -> Table:
+    """Returns how near each attack alone comes to all attacks of its norm together."""
+    found = {(entry.key, entry.model): entry for entry in summary.optimalities}
+    shown = {entry.key: entry for entry in summary.optimalities}
+
+    def cell(key: str, model: str) -> TableCell:
+        entry = found.get((key, model))
+        if entry is None:
+            return TableCell(text=NOTHING)
+        best = max(e.value for e in summary.optimalities if (e.model, e.norm) == (model, entry.norm))
+        return TableCell(text=f"{entry.value:.2f}", order=entry.value, strong=entry.value == best)
+
+    return Table(
+        key="optimality",
+        title="Which attack to run",
+        caption="The part of what all attacks of a norm gain together that each gains alone: 1 if no other "
+        "attack found a nearer example of any image. Curves are compared up to the largest ε: an attack that "
+        "ran at one ε alone gets little. The best of a model and norm is bold.",
+        columns=(
+            Column(title="attack", numeric=False),
+            *(Column(title=title) for title in titles.values()),
+        ),
+        rows=tuple(
+            (
+                TableCell(text=f"{entry.title}, {NORM_TITLES[entry.norm]}"),
+                *(cell(key, model) for model in titles),
+            )
+            for key, entry in shown.items()
+        ),
+    )
+
+
 def _health(results: Results, titles: Mapping[str, str], summary: Summary) -> Table:
-    names = ("claimed", "fell", "zero gradient", "unstable", "no image", "seconds", "queries", "gradients")
+    counts = ("claimed", "fell at first", "fell", "zero gradient", "unstable")
+    names = (*counts, "no image", "undefined", "unchanged", "seconds", "queries", "gradients")
     content = []
     for health, cost in zip(summary.claims, summary.costs, strict=True):
         attack = results.suite.attack(health.attack)
-        flags = (health.claimed, health.fell, health.zero_gradient, health.unstable, health.invalid)
+        flags = (
+            *(health.claimed, health.fell_first, health.fell, health.zero_gradient, health.unstable),
+            *(health.invalid, health.undefined, health.unchanged),
+        )
         content.append(
             (
-                Cell(text=titles[health.model]),
-                Cell(text=f"{attack.title}, {NORM_TITLES[attack.norm]}", detail=attack.toolkit),
-                Cell(text=f"{health.examples:,}", order=health.examples),
-                *(Cell(text=f"{flag:,}", order=flag) for flag in flags),
-                Cell(text=f"{cost.seconds:.2g}", order=cost.seconds),
-                Cell(text=f"{cost.queries:,.0f}", order=cost.queries),
-                Cell(text=f"{cost.gradients:,.0f}", order=cost.gradients),
+                TableCell(text=titles[health.model]),
+                TableCell(text=f"{attack.title}, {NORM_TITLES[attack.norm]}", detail=attack.toolkit),
+                TableCell(text=f"{health.examples:,}", order=health.examples),
+                *(TableCell(text=f"{flag:,}", order=flag) for flag in flags),
+                TableCell(text=f"{cost.seconds:.2g}", order=cost.seconds),
+                TableCell(text=f"{cost.queries:,.0f}", order=cost.queries),
+                TableCell(text=f"{cost.gradients:,.0f}", order=cost.gradients),
             )
         )
     return Table(

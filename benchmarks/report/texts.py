@@ -4,11 +4,21 @@ import re
 from collections.abc import Iterator, Sequence
 
 from .document import Document
-from .tables import Cell, Table
+from .table import Table, TableCell
 
 __all__ = ["render_latex", "render_markdown"]
 
-SECTIONS = ("leaderboard", "paper", "refusals", "attacks", "medians", "significance", "health")
+SECTIONS = (
+    "leaderboard",
+    "paper",
+    "rejections",
+    "attacks",
+    "medians",
+    "targeted",
+    "entropy",
+    "significance",
+    "health",
+)
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -39,12 +49,12 @@ _LATEX = {
 
 
 def render_markdown(documents: Sequence[Document]) -> str:
-    """Give the report as Markdown, with tables as GitHub draws them."""
+    """Returns the report as Markdown, with tables as GitHub draws them."""
     return "\n\n".join("\n\n".join(_markdown(document)) for document in documents) + "\n"
 
 
 def render_latex(documents: Sequence[Document]) -> str:
-    """Give the tables as LaTeX with booktabs, to be put into a document; none is wider than its lines."""
+    """Returns the tables as LaTeX with booktabs, for inclusion in a document; they fit its line width."""
     parts = ["% Needs \\usepackage{booktabs,graphicx} and a document in UTF-8."]
     for document in documents:
         parts += [f"% {_one_line(document.title)}: {_one_line(document.command)}", *_latex(document)]
@@ -64,7 +74,7 @@ def _markdown(document: Document) -> Iterator[str]:
             yield f"## {_escaped(table.title)}"
             yield _escaped(table.caption)
             yield _markdown_table(table)
-    yield "## Can it be believed?"
+    yield "## Is it credible?"
     yield "\n".join(
         f"- {'**' if flag.raised else ''}{_escaped(flag.title)}{'**' if flag.raised else ''}. "
         f"{_escaped(flag.meaning)}"
@@ -85,14 +95,14 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: TableCell) -> str:
     text = f"**{_escaped(cell.text)}**" if cell.strong else _escaped(cell.text)
     details = "; ".join(filter(None, (cell.detail, cell.note)))
     return f"{text} ({_escaped(details)})" if details else text
 
 
 def _escaped(text: str) -> str:
-    """Escape what Markdown or HTML would read as more than text."""
+    """Escapes the characters that Markdown or HTML would interpret."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", _one_line(text))
 
@@ -102,7 +112,7 @@ def _indented(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"[^\S\xa0]+", " ", text).strip()  # a space that must not break stays
+    return re.sub(r"[^\S\xa0]+", " ", text).strip()  # a non-breaking space must stay
 
 
 def _latex(document: Document) -> Iterator[str]:
@@ -117,7 +127,7 @@ def _latex(document: Document) -> Iterator[str]:
 
 def _latex_table(table: Table, caption: str) -> str:
     columns = "".join("r" if column.numeric else "l" for column in table.columns)
-    heads = [_latex_cell(Cell(text=column.title, detail=column.detail)) for column in table.columns]
+    heads = [_latex_cell(TableCell(text=column.title, detail=column.detail)) for column in table.columns]
     return "\n".join(
         [
             r"\begin{table}[tb]",
@@ -136,7 +146,7 @@ def _latex_table(table: Table, caption: str) -> str:
     )
 
 
-def _latex_cell(cell: Cell) -> str:
+def _latex_cell(cell: TableCell) -> str:
     text = _latex_escaped(cell.text)
     text = rf"\textbf{{{text}}}" if cell.strong else text
     details = "; ".join(filter(None, (cell.detail, cell.note)))
@@ -144,6 +154,6 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _latex_escaped(text: str) -> str:
-    # A bracket that opens a row or follows "\\" would be read as an optional argument.
+    # LaTeX would read a bracket at the start of a row or after "\\" as an optional argument.
     escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
     return escaped.replace("[", "{[}").replace("]", "{]}")

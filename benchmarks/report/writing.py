@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from ...storage import write_atomically
-from ..figure import save_figure
-from ..results import Results
+from ..._fields import check_choice
+from ..._files import sweep, write_atomically
+from ..run.results import Results
 from ..statistics import summarise
-from ..suites import check_choice
 from .document import Document, describe
+from .figure import save_figure
 from .numbers import numbers, save_table
 from .page import render_page
 from .texts import render_latex, render_markdown
@@ -25,14 +25,14 @@ PAGE_FILE = "report.html"
 
 
 def render(documents: Sequence[Document], form: str = "html") -> str:
-    """Give the report of some runs as text.
+    """Returns the report of some runs as text.
 
     Args:
-        documents: What is to be said of each.
+        documents: The content about every run.
         form: `"html"`, `"markdown"`, `"latex"` or `"json"`.
 
     Raises:
-        ValueError: If there is no such format, or no run.
+        ValueError: If the format is unknown, or `documents` is empty.
     """
     check_choice("format", form, get_args(Format))
     if not documents:
@@ -47,11 +47,12 @@ def render(documents: Sequence[Document], form: str = "html") -> str:
 
 
 def write_report(results: Results) -> tuple[Path, ...]:
-    """Write a run's report into its folder; give the paths.
+    """Writes a run's report into its folder and returns the paths.
 
     Returns:
-        Of `table.json`, `report.html` and, unless clean images are all that there is, `curves.png`.
+        The paths of `table.json`, `report.html` and, unless the run has only clean images, `curves.png`.
     """
+    sweep(results.folder)
     summary = summarise(results)
     table, figure, page = (results.folder / name for name in (TABLE_FILE, FIGURE_FILE, PAGE_FILE))
     save_table(results, table, summary)
@@ -63,7 +64,7 @@ def write_report(results: Results) -> tuple[Path, ...]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Writes a text file atomically."""
     with write_atomically(path) as part:
         part.write_text(text, encoding="utf-8")
 

@@ -1,1 +1,1 @@
-"""Speed and memory of latent inference, measured: `python -m genrobust.benchmarks.speed`."""
+"""Measurements of the speed and memory of latent inference: `python -m genrobust.benchmarks.speed`."""

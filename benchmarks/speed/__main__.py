@@ -1,6 +1,6 @@
 """Measure latent inference against a plain reference: time, evaluations, memory, decisions, objectives.
 
-Every measurement runs in a process of its own, so that its peak memory is its own.
+Every measurement runs in a separate process, so that its peak memory is its own.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...storage import write_json
+from ..._files import write_json
 from .measure import measure_against_reference, measure_peak, measure_scaling
 
 FULL = {"batches": (1, 10, 50, 200), "classes": (10, 43, 100), "candidates": (1000, 4000, 16000, 64000)}
@@ -24,7 +24,7 @@ SCALING_BATCH = 10
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the measurements and print them; write them, and their figure, on request."""
+    """Runs the measurements, prints them, and writes them and their figure on request."""
     parser = argparse.ArgumentParser(prog="python -m genrobust.benchmarks.speed", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the results here, and their figure beside it")
     parser.add_argument("--png", type=Path, help="write the figure to this file in place of there")

@@ -1,4 +1,4 @@
-"""The attack of the agreement studies: one that any function of class scores can be given to."""
+"""The attack of the agreement studies, which works on any function that returns class scores."""
 
 from collections.abc import Callable
 
@@ -18,15 +18,16 @@ def projected_gradient_descent(
     steps: int,
     epsilon: float,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Maximise the margin of the best other class within an L2 ball (Madry et al. 2018), from the image.
+    """Maximises the margin of the best other class within an L2 ball (Madry et al. 2018), from the image.
 
-    Gives the first example that is misclassified, and the last iterate where none is.
+    The result is the first misclassified iterate of each image, or else the last iterate.
 
     Args:
-        scores: Class scores, differentiable in the images; asked about the same rows at every step.
+        scores: A function that returns class scores, differentiable in the images. It gets the same rows at
+            every step.
         x: Images.
         y: Their classes.
-        steps: Steps of 2.5 epsilon / steps.
+        steps: Number of steps; their size is 2.5 epsilon / steps.
         epsilon: Radius of the ball.
     """
     adversarial, best = x.clone(), x.clone()

@@ -1,4 +1,4 @@
-"""Measure Deep Bayes: images a second with 10 samples, at once and in plain loops over classes and samples.
+"""Measure Deep Bayes: images per second with 10 samples, batched and in plain loops over classes and samples.
 
 Run `python -m genrobust.benchmarks.speed.deep_bayes`.
 """
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...allocation import keep_freed_memory
+from ..._files import write_json
+from ..._malloc import keep_freed_memory
 from ...models.deep_bayes import DeepBayes
-from ...storage import write_json
 
 BATCH_SIZES = (1, 32, 128)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the measurements and print them; write them as JSON on request."""
+    """Runs the measurements, prints them, and writes them as JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m genrobust.benchmarks.speed.deep_bayes")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--device", default="cpu", help="where to measure")
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @torch.no_grad()
 def measure(batch_size: int, *, device: str, seconds: float) -> dict[str, Any]:
-    """Time class scores of random images; both loops encode the image anew, as the paper's eq. 3 reads."""
+    """Times class scores of random images; both loops encode the image each time, as in the paper's eq. 3."""
     model = DeepBayes().to(device)
     x = torch.rand(batch_size, *model.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     calls = {
@@ -66,7 +66,7 @@ def measure(batch_size: int, *, device: str, seconds: float) -> dict[str, Any]:
 
 
 def loop(model: DeepBayes, x: Tensor, *, samples_at_once: int) -> Tensor:
-    """Give the class scores, one class and `samples_at_once` samples at a time."""
+    """Returns class scores, computed for one class and `samples_at_once` samples at a time."""
     shape = (len(x), model.num_classes, model.budget.samples, model.config.architecture.latent_dim)
     noise = model.noise.stream().normal(shape, like=x)
     scores = []

@@ -1,4 +1,4 @@
-"""The figure of the speed benchmark: time against batch size, classes and candidates, and memory."""
+"""The figure of the speed benchmark: time over batch size, classes and candidates, and memory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ...storage import write_atomically
+from ..._files import write_atomically
 
 __all__ = ["save_figure"]
 
@@ -19,7 +19,7 @@ REFINED = {"all": "every class refined", "leading": "the two leading classes ref
 
 
 def save_figure(results: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG atomically."""
+    """Draws the figure and writes it as PNG, atomically."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     (batches, memory), (classes, candidates) = figure.subplots(2, 2)
     _draw_batches(batches, results["against_reference"])

@@ -1,4 +1,4 @@
-"""The measurements themselves: importable, so that each can run in a process of its own."""
+"""The measurements, importable so that each can run in a separate process."""
 
 import resource
 import statistics
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...allocation import keep_freed_memory
+from ..._malloc import keep_freed_memory
+from ...models._latent import LatentClassifier
 from ...models.abs import ABS, ABSConfig
-from ...models.latent import LatentClassifier
 from ...zoo import load_model
 from .reference import PlainInference
 
@@ -25,7 +25,7 @@ PERTURBATION = 0.1
 def measure_against_reference(
     name: str, batch_size: int, budget: dict[str, Any], *, repeats: int, device: str, threads: int
 ) -> dict[str, Any]:
-    """Time both in turns on the same images; compare their decisions and objectives."""
+    """Times both in turn on the same images, and compares their decisions and objectives."""
     model = _prepared(name, budget, device=device, threads=threads)
     reference = PlainInference(model)
     batches = [_images(model, batch_size, seed=seed) for seed in range(repeats + 1)]
@@ -40,7 +40,7 @@ def measure_against_reference(
     for number, x in enumerate(batches):
         for label, call in (("fast", fast), ("reference", reference.losses)):
             spent = _seconds(lambda call=call, x=x, label=label: losses[label].append(call(x)), device)  # type: ignore[misc]
-            if number:  # the first batch of each warms up
+            if number:  # the first batch of each is a warm-up
                 seconds[label].append(spent)
     ours, theirs = torch.cat(losses["fast"]), torch.cat(losses["reference"])
     per_image = {label: 1e3 * statistics.median(values) / batch_size for label, values in seconds.items()}
@@ -63,7 +63,7 @@ def measure_against_reference(
 def measure_scaling(
     classes: int, batch_size: int, budget: dict[str, Any], *, repeats: int, device: str, threads: int
 ) -> dict[str, Any]:
-    """Time an ABS of any number of classes, whose decoders are the shipped ones, perturbed."""
+    """Times an ABS of any number of classes, whose decoders are the shipped ones, perturbed."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     model = _of_classes(classes).to(device).with_inference(**budget)
@@ -85,7 +85,7 @@ def measure_scaling(
 
 
 def measure_peak(name: str, budget: dict[str, Any], *, fast: bool, threads: int) -> dict[str, Any]:
-    """Give the peak memory of a process that scores one batch of 50 images."""
+    """Measures the peak memory of a process that scores one batch of 50 images."""
     model = _prepared(name, budget, device="cpu", threads=threads)
     before, x = _peak_mib(), _images(model, 50, seed=0)
     with torch.no_grad() if fast else torch.enable_grad():
@@ -94,7 +94,7 @@ def measure_peak(name: str, budget: dict[str, Any], *, fast: bool, threads: int)
 
 
 def measure_codebook(name: str, budget: dict[str, Any], *, threads: int) -> dict[str, Any]:
-    """Time the construction of the codebook and of the curvature."""
+    """Times the construction of the codebook and of the curvature."""
     model = _prepared(name, budget, device="cpu", threads=threads)
     x = _images(model, 1, seed=0)
     seconds = _seconds(lambda: model.search(x), "cpu")
@@ -110,7 +110,7 @@ def _prepared(name: str, budget: dict[str, Any], *, device: str, threads: int) -
 
 
 def _images(model: LatentClassifier, count: int, *, seed: int) -> Tensor:
-    """Make images like the data: decoded prior draws of random classes, with noise."""
+    """Builds images that resemble the data: decoded prior draws of random classes, with noise."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(count, model.num_classes, model.latent_dim, generator=generator)
     device = next(model.parameters()).device
@@ -141,7 +141,7 @@ def _of_classes(classes: int) -> ABS:
 
 
 def _evaluations(model: LatentClassifier, x: Tensor) -> float:
-    """Count decoded latents that a gradient is taken of, per image and class."""
+    """Counts the decoded latents with a gradient, per image and class."""
     decoded: list[int] = []
 
     def count(_: object, inputs: tuple[Tensor, ...], __: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Measure what each adapter adds to a query: `python -m genrobust.benchmarks.speed.overhead`.
+"""Measure the time that each adapter adds to a query: `python -m genrobust.benchmarks.speed.overhead`.
 
-A query is logits, cross-entropy and its gradient, as a gradient attack asks for them at every step. The bare
-module and the adapters take turns, so that what slows the machine slows them all.
+A query computes logits, cross-entropy and its gradient, as every step of a gradient attack does. The bare
+module and the adapters take turns, so that other load slows all of them equally.
 """
 
 import argparse
@@ -16,37 +16,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._files import write_json
+from ..._malloc import keep_freed_memory
 from ...adapters import available
-from ...allocation import keep_freed_memory
-from ...classifier import Classifier
+from ...contract import Classifier
 from ...models.eabs import EABS, EABSConfig
-from ...storage import write_json
 
 __all__ = ["measure_overhead"]
 
-Query = Callable[[], object]
+TimedQuery = Callable[[], object]
 
 
 def measure_overhead(*, batch_size: int, budget: dict[str, int], repeats: int) -> dict[str, Any]:
-    """Give the median time of a query, bare and through every installed toolkit's adapter.
+    """Returns the median time of a query, bare and through every installed toolkit's adapter.
 
     Args:
-        batch_size: Images a query.
+        batch_size: Images per query.
         budget: Fields of `InferenceBudget`.
-        repeats: Rounds; a round asks each once.
+        repeats: Number of rounds; a round queries each adapter once.
 
     Returns:
-        The settings, `bare_ms`, and for each toolkit `ms` and `overhead`, the median ratio to the bare query
-        of the same round, less one.
+        The settings, `bare_ms`, and for each toolkit `ms` and `overhead`. The overhead is the median ratio to
+        the bare query of the same round, minus one.
     """
     model = EABS(EABSConfig()).with_inference(**budget)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch_size, *model.input_shape, generator=generator)
     y = torch.randint(model.num_classes, (batch_size,), generator=generator)
-    queries: dict[str, Query] = {"bare": partial(_query, model, x, y)}
+    queries: dict[str, TimedQuery] = {"bare": partial(_query, model, x, y)}
     queries |= {name: _through(name, model, x, y) for name in available()}
     rounds = [{name: _milliseconds(query) for name, query in queries.items()} for _ in range(repeats + 1)]
-    rounds = rounds[1:]  # the first one builds the codebook
+    rounds = rounds[1:]  # the first query builds the codebook
     toolkits = {
         name: {
             "ms": statistics.median(times[name] for times in rounds),
@@ -72,22 +72,22 @@ def _query(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     return torch.autograd.grad(loss, leaf)[0]
 
 
-def _through(toolkit: str, model: Classifier, x: Tensor, y: Tensor) -> Query:
+def _through(toolkit: str, model: Classifier, x: Tensor, y: Tensor) -> TimedQuery:
     target = available()[toolkit].load().wrap(model)
-    if toolkit == "art":  # takes and gives arrays
+    if toolkit == "art":  # its input and output are arrays
         one_hot = nn.functional.one_hot(y, model.num_classes).float()
         return partial(target.loss_gradient, x.numpy(), one_hot.numpy())
     return partial(_query, target, x, y)
 
 
-def _milliseconds(query: Query) -> float:
+def _milliseconds(query: TimedQuery) -> float:
     started = time.perf_counter()
     query()
     return 1e3 * (time.perf_counter() - started)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the measurement and print it; write it as JSON on request."""
+    """Runs the measurement, prints it, and writes it as JSON on request."""
     parser = argparse.ArgumentParser(
         prog="python -m genrobust.benchmarks.speed.overhead", description=__doc__.partition(":")[0]
     )

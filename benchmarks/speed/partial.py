@@ -1,4 +1,4 @@
-"""Studies image by image: rows are kept after every batch, so that a study goes on where it was stopped."""
+"""Studies that write their rows after every batch, so that they can continue after a stop."""
 
 import json
 import sys
@@ -10,11 +10,11 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...storage import write_json
+from ..._files import write_json
 
 __all__ = ["Columns", "Measure", "run_in_batches"]
 
-Columns = dict[str, list[Any]]  # a value per image
+Columns = dict[str, list[Any]]  # one value per image
 
 Measure = Callable[[Tensor, Tensor, int], Columns]
 """Measures a batch: images (B, C, H, W), their classes (B,), and the number of the first."""
@@ -29,15 +29,15 @@ def run_in_batches(
     settings: Mapping[str, Any],
     path: Path | None = None,
 ) -> Columns:
-    """Measure images that `path` does not hold yet, batch by batch; print progress and keep every batch.
+    """Measures the images that `path` lacks, batch by batch; prints progress and writes every batch.
 
     Args:
-        measure: What is measured.
+        measure: The measurement of a batch.
         x: Images.
         y: Their classes.
-        batch_size: Images at once.
-        settings: What rows depend on.
-        path: JSON file of `settings` and `columns`; nothing is kept without one.
+        batch_size: Images per batch.
+        settings: The settings that rows depend on.
+        path: JSON file of `settings` and `columns`; None writes nothing.
 
     Raises:
         ValueError: If `batch_size` is below 1, or `path` holds rows of other settings.

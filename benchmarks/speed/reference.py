@@ -1,7 +1,7 @@
-"""Latent inference as the papers' public implementations do it, written out plainly, to compare with.
+"""A plain implementation of the latent inference in the papers' public code, as a reference.
 
-A loop over K decoders of ordinary layers, decoded candidates compared pixel by pixel, and 50 Adam steps for
-every image and class.
+It loops over K decoders of ordinary layers, compares decoded candidates pixel by pixel, and takes 50 Adam
+steps for every image and class.
 """
 
 from typing import final
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...inference import DiscriminatorPrior, Posterior
-from ...models.latent import LatentClassifier
-from ...nets import DecoderBank
+from ...models._latent import LatentClassifier
+from ...nets.banks import DecoderBank
 
 __all__ = ["PlainInference"]
 
@@ -21,10 +21,10 @@ TILE = 1000
 
 @final
 class PlainInference:
-    """Scores of a model's weights by the published schedule.
+    """Scores images with a model's weights by the published schedule.
 
     Args:
-        model: Weights, prior, and the budget that is spent.
+        model: The model, whose weights, prior and budget are used.
     """
 
     def __init__(self, model: LatentClassifier) -> None:
@@ -50,13 +50,13 @@ class PlainInference:
         return range(len(self.decoders))
 
     def losses(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Give l_k(x) of every class after all steps; its gradient in `x` is that of constant latents."""
+        """Returns l_k(x) of every class after all steps; its gradient in `x` takes latents as constant."""
         generator = torch.Generator().manual_seed(1)
         posterior = self._refine(x.detach(), generator)
         return self._evaluate(x.flatten(1), *posterior, generator, constant=True)
 
     def posterior(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
-        """Give the latents that the scores are of."""
+        """Returns the latents to which the scores belong."""
         mean, log_variance = self._refine(x, torch.Generator().manual_seed(1))
         return Posterior(mean, log_variance if self.variational else None)
 
@@ -132,7 +132,7 @@ class PlainInference:
 
 
 def _decoder(bank: DecoderBank, k: int) -> nn.Sequential:
-    """Give decoder k of a bank as ordinary layers."""
+    """Returns decoder k of a bank as ordinary layers."""
     layers: list[nn.Module] = []
     for layer in bank.layers:
         if isinstance(layer, nn.ConvTranspose2d | nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Measure how long the report of a large run takes, and how much memory: rows on disk to a page on disk."""
+"""Measure the time and memory that the report of a large run takes, from rows on disk to a page on disk."""
 
 import argparse
 import multiprocessing
@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...storage import write_json
-from ..cells import Cell, plan, write_cell
+from ..._files import write_json
 from ..report import describe, render, write_text
-from ..results import begin_run, load_results
+from ..run.cells import Cell, plan, write_cell
+from ..run.results import begin_run, load_results
 from ..statistics import summarise
-from ..suite_files import load_suite
-from ..suites import CLEAN, Suite, SuiteModel
+from ..suites.files import load_suite
+from ..suites.model import CLEAN, Suite, SuiteModel
 
 __all__ = ["main", "measure_report", "simulate_run"]
 
-QUICK = load_suite("quick")
+DIGITS = load_suite("digits")
 
 MIB = 1 << 20
 ATTACKS = ("pgd-linf", "pgd-l2", "deepfool-l2", "ddn", "cw-l2")
@@ -31,19 +31,19 @@ T = TypeVar("T")
 
 
 def simulate_run(folder: Path, *, rows: int, models: int = 10, batch_size: int = 1000, seed: int = 0) -> int:
-    """Write a run as the runner writes it, with distances that are drawn at random; give its rows.
+    """Writes a run in the runner's format with random distances, and returns its number of rows.
 
     Args:
-        folder: Of the run.
-        rows: At least so many.
+        folder: Folder of the run.
+        rows: Least number of rows.
         models: Number of models.
         batch_size: Rows per cell.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     suite = replace(
-        QUICK,
+        DIGITS,
         models=tuple(SuiteModel(name=f"model-{k}", title=f"Model {k}") for k in range(models)),
-        attacks=tuple(QUICK.attack(key) for key in ATTACKS),
+        attacks=tuple(DIGITS.attack(key) for key in ATTACKS),
         batch_size=batch_size,
         baseline=None,
     )
@@ -65,7 +65,7 @@ def simulate_run(folder: Path, *, rows: int, models: int = 10, batch_size: int =
 
 
 def measure_report(folder: Path, page: Path) -> dict[str, Any]:
-    """Load a run, compute its statistics and write its page; give seconds and peak memory of this process."""
+    """Loads a run, writes its page, and returns the seconds and the peak memory of this process."""
     before = _peak()
     results, loading = _timed(lambda: load_results(folder))
     summary, statistics = _timed(lambda: summarise(results))
@@ -93,7 +93,7 @@ def _columns(suite: Suite, cell: Cell, samples: int, generator: np.random.Genera
     lengths = shortest if cell.epsilon is None else np.full(count, cell.epsilon)
     labels = chosen % 10
     success = np.zeros(count, dtype=bool) if clean else shortest <= lengths
-    flags = ("rejected", "unstable", "zero_gradient")
+    flags = ("fell_first", "rejected", "unstable", "zero_gradient")
     return {
         "suite": [suite.name] * count,
         "model": [cell.model] * count,
@@ -106,9 +106,13 @@ def _columns(suite: Suite, cell: Cell, samples: int, generator: np.random.Genera
         "label": labels,
         "clean_prediction": labels,
         "prediction": np.where(success, (labels + 1) % 10, labels),
+        "entropy": np.full(count, 0.1),
+        **dict.fromkeys(("goal", "margin", "reclassified", "fooling"), [None] * count),
         "claimed": success,
         "valid": np.ones(count, dtype=bool),
-        "success": success,
+        **dict.fromkeys(("success_first", "success", "success_worst"), success),
+        **dict.fromkeys(("right_first", "right", "right_worst"), np.ones(count, dtype=bool)),
+        "attempts": np.full(count, 0 if clean else 1),
         **{flag: np.zeros(count, dtype=bool) for flag in flags},
         **{f"distance_{norm}": lengths for norm in ("l0", "l1", "l2", "linf")},
         "overshoot": np.ones(count),
@@ -129,7 +133,7 @@ def _peak() -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Simulate a run, measure its report in a process of its own, and print the result."""
+    """Simulates a run, measures its report in a separate process, and prints the result."""
     parser = argparse.ArgumentParser(prog="python -m genrobust.benchmarks.speed.report", description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--models", type=int, default=10)

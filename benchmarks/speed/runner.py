@@ -1,8 +1,8 @@
-"""What the runner adds to an attack: planning, re-scoring bookkeeping, files, and shared work.
+"""Measure what the runner adds to an attack: planning, bookkeeping of verdicts, files, and shared work.
 
-Run `python -m genrobust.benchmarks.speed.runner`. The same cells are computed by the bare function that
-computes one, in a loop that keeps nothing, and by the runner, alternately; the overhead is the difference.
-What a cell costs beside its attack does not depend on the attack, so that the share of a long run follows.
+Run `python -m genrobust.benchmarks.speed.runner`. It computes the same cells in turn with the runner, and
+with a loop over the bare function that writes nothing. The overhead is the difference. The cost of a cell
+apart from its attack does not depend on the attack, so that the share in a long run follows from it.
 """
 
 import argparse
@@ -14,18 +14,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...allocation import keep_freed_memory
-from ...classifier import Classifier
+from ..._files import write_json
+from ..._malloc import keep_freed_memory
+from ...contract import Classifier
 from ...data import ImageDataset, load_dataset
-from ...storage import write_json
 from ...zoo import load_model
-from ..cells import plan
-from ..engines import Engine
-from ..environment import environment
-from ..execution import Experiment, choose_samples, execute
-from ..runner import run_suite
-from ..suite_files import load_suite
-from ..suites import CLEAN, Suite
+from ..run.cells import plan
+from ..run.engines import Engine
+from ..run.environment import environment
+from ..run.execution import execute
+from ..run.runner import run_suite
+from ..run.tasks import Experiment, choose_samples
+from ..suites.files import load_suite
+from ..suites.model import CLEAN, Suite
 
 __all__ = ["Overhead", "measure_overhead"]
 
@@ -39,7 +40,7 @@ class Overhead:
     """Median times over the repetitions.
 
     Attributes:
-        cells: That were computed.
+        cells: Number of cells.
         bare: Seconds of the loop.
         runner: Seconds of the runner.
         fixed: Seconds of the runner before the first cell and after the last.
@@ -57,18 +58,18 @@ class Overhead:
 
     @property
     def ratio(self) -> float:
-        """Share that it adds to these cells."""
+        """Times that the runner adds to these cells, as a share of the bare loop's."""
         return self.runner / self.bare - 1
 
     def share_of(self, seconds: float, *, cells: int) -> float:
-        """Share that it adds to a run of so many seconds and cells."""
+        """Returns the time that the runner adds to a longer run, as a share of `seconds`."""
         return (self.fixed + cells * self.per_cell) / seconds
 
 
 def measure_overhead(
     suite: Suite, model: Classifier, dataset: ImageDataset, *, samples: int, repetitions: int
 ) -> Overhead:
-    """Compute the cells of a suite in both ways, in turn."""
+    """Measures the cells of a suite in both ways, in turn."""
     bare, runner, fixed = [], [], []
     chosen = choose_samples(dataset, samples, seed=0)
     experiment = Experiment(suite=suite, dataset=dataset, samples=chosen, seed=0)
@@ -94,7 +95,7 @@ def measure_overhead(
                 show_progress=False,
             )
             runner.append(time.perf_counter() - started)
-            started = time.perf_counter()  # all is finished: what is left is begin and end
+            started = time.perf_counter()  # all cells are finished, so that only begin and end remain
             environment()  # which is written once
             run_suite(
                 suite, models=models, dataset=dataset, samples=samples, out=Path(folder), show_progress=False
@@ -109,7 +110,7 @@ def measure_overhead(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write JSON on request."""
+    """Runs the measurement, prints it, and writes it as JSON on request."""
     parser = argparse.ArgumentParser(prog="python -m genrobust.benchmarks.speed.runner", description=__doc__)
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=20)
@@ -132,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     share = found.share_of(RUN_SECONDS, cells=count)
     sys.stdout.write(
         f"{found.cells} cells: bare loop {found.bare:.2f} s, runner {found.runner:.2f} s "
-        f"(ratio {1 + found.ratio:.3f}), of which begin and end {found.fixed:.2f} s; "
+        f"(ratio {1 + found.ratio:.3f}; begin and end take {found.fixed:.2f} s); "
         f"{1000 * found.per_cell:.1f} ms a cell\n"
         f"of a run of {RUN_SECONDS:.0f} s with the {count} cells of `quick`: {share:.2%}\n"
     )

@@ -1,4 +1,4 @@
-"""What the agreement studies measure of a batch, and how they sum it up."""
+"""The measurements of the agreement studies, and their summaries."""
 
 import time
 from collections.abc import Callable
@@ -10,31 +10,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...adapters.verification import fresh_variant
-from ...inference import Posterior, refine
-from ...likelihood import squared_error
-from ...models.latent import LatentClassifier
+from ...attacks import pgd
+from ...inference import Posterior, refine_best
+from ...likelihoods import squared_error
+from ...models._latent import LatentClassifier
 from ...randomness import FreshNoise
-from .attack import projected_gradient_descent
+from ...verification import fresh_variant
 from .partial import Columns
 from .reference import PlainInference
 
 __all__ = ["STUDIES", "Paths", "Study"]
 
 GAUSSIAN = 0.3
-FRESH_SEED = 1 << 20  # apart from the draws that the latents were refined with
+FRESH_SEED = 1 << 20  # differs from the draws of the refinement
 
 
 @dataclass(frozen=True)
 class Paths:
-    """The two ways to the same model's scores, and the attack.
+    """The two paths to the same model's scores, and the attack.
 
     Attributes:
         fast: The model.
-        attack_steps: Of projected gradient descent.
-        epsilon: Its L2 radius.
-        attack_budget: Fields of `InferenceBudget` that are changed while attacking.
-        draws: Of an expected objective.
+        attack_steps: Number of steps of projected gradient descent.
+        epsilon: L2 radius of the attack.
+        attack_budget: Fields of `InferenceBudget` that differ while attacking.
+        draws: Number of draws of an expected objective.
         step: L2 length of the finite differences of slopes.
     """
 
@@ -47,7 +47,7 @@ class Paths:
 
     @cached_property
     def plain(self) -> PlainInference:
-        """The published schedule, written out plainly."""
+        """The plain implementation of the published schedule."""
         return PlainInference(self.fast)
 
     @cached_property
@@ -58,17 +58,28 @@ class Paths:
         return PlainInference(self.fast.with_inference(**self.attack_budget))
 
     def attack(self, scores: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-        """Craft adversarial examples."""
-        return projected_gradient_descent(scores, x, y, steps=self.attack_steps, epsilon=self.epsilon)
+        """Crafts the first misclassified image on the way up the margin, in an L2 ball around each."""
+        return pgd(
+            scores,
+            x,
+            y,
+            epsilon=self.epsilon,
+            norm="l2",
+            steps=self.attack_steps,
+            step_size=2.5 * self.epsilon / self.attack_steps,
+            random_start=False,
+            loss="margin",
+            until_fooled=True,
+        )
 
     def attack_fast(self, x: Tensor, y: Tensor) -> Tensor:
-        """Craft adversarial examples against the fast path."""
+        """Crafts adversarial examples against the fast path."""
         return self.attack(self.fast.with_inference(**self.attack_budget).class_scores, x, y)
 
 
 @torch.no_grad()
 def decisions(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
-    """Decide clean images by both paths."""
+    """Decides clean images by both paths."""
     del first
     ours, theirs = _losses(paths.fast, x), paths.plain.losses(x)
     return {
@@ -81,7 +92,7 @@ def decisions(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
 
 
 def attacks(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
-    """Craft examples against each path, and decide both sets by both."""
+    """Crafts examples against each path, and decides both sets with both paths."""
     del first
     crafted = {
         "fast": paths.attack_fast(x, y),
@@ -96,7 +107,7 @@ def attacks(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
 
 
 def expected(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
-    """Compare expected objectives on fresh draws, and decisions, on clean, noisy and attacked images."""
+    """Compares expected objectives on fresh draws, and decisions, on clean, noisy and attacked images."""
     noise = torch.stack(
         [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(first + i)) for i in range(len(x))]
     )
@@ -119,9 +130,9 @@ def expected(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
 
 
 def slopes(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
-    """Compare the winning class's slope along its envelope gradient with what the gradient predicts.
+    """Compares the winning class's slope along its envelope gradient with what the gradient predicts.
 
-    Images are drawn in from the bounds, so that both ends of the central difference are images.
+    Images are moved away from the bounds, so that both ends of the central difference are images.
     """
     del first
     inside = paths.step + (1 - 2 * paths.step) * x
@@ -140,14 +151,14 @@ def slopes(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
 
 
 def warm_start(paths: Paths, x: Tensor, y: Tensor, first: int) -> Columns:
-    """Attack with and without warm starts; verdicts are the full budget's, from scratch."""
+    """Attacks with and without warm starts; verdicts use the full budget without warm starts."""
     del first
     columns: Columns = {"label": y.tolist()}
     judge = fresh_variant(paths.fast, seed=FRESH_SEED, codebook_seed=2)
     for name, warm in (("cold", False), ("warm", True)):
         attacker = paths.fast.with_inference(**{**paths.attack_budget, "warm_start": warm})
         with torch.no_grad():
-            attacker.class_scores(x[:1])  # codebooks and curvature are not the attack's
+            attacker.class_scores(x[:1])  # building codebooks and curvature is not part of the attack
         started = time.perf_counter()
         images = paths.attack(attacker.class_scores, x, y)
         columns[f"{name}_seconds"] = [(time.perf_counter() - started) / len(x)] * len(x)
@@ -165,19 +176,18 @@ def _losses(
 
 
 def _refined(model: LatentClassifier, x: Float[Tensor, "batch channels height width"]) -> Posterior:
-    start, objective = model.search(x), model.objective
+    starts, objective = model.search(x), model.objective
     rows = objective.rows_per_chunk(model.budget.max_bytes, like=x)
     parts = [slice(first, first + rows) for first in range(0, len(x), rows)]
-    return Posterior.concatenate(
-        [
-            refine(objective, x[p], start.rows(p), model.noise.stream(part=1), budget=model.budget).detach()
-            for p in parts
-        ]
-    )
+    refined = []
+    for part in parts:
+        chosen, noise = [start.rows(part) for start in starts], model.noise.stream(part=1)
+        refined.append(refine_best(objective, x[part], chosen, noise, budget=model.budget).detach())
+    return Posterior.concatenate(refined)
 
 
 def _expected(paths: Paths, x: Tensor, posterior: Posterior) -> Float[Tensor, "batch classes"]:
-    """Give the mean objective over draws that neither path has seen; the same ones for both."""
+    """Returns the mean objective over draws that neither path has seen, the same ones for both."""
     objective = paths.fast.objective
     noise = FreshNoise(torch.Generator().manual_seed(FRESH_SEED)).stream()
     total = x.new_zeros(posterior.mean.shape[:2])
@@ -256,7 +266,7 @@ def _summary_of_warm_start(columns: Columns) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Study:
-    """A measurement of a batch, its summary, and how much of it is done by default."""
+    """A measurement of a batch, its summary, and its default size."""
 
     measure: Callable[[Paths, Tensor, Int[Tensor, " batch"], int], Columns]
     summarize: Callable[[Columns], dict[str, float]]

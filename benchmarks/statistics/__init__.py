@@ -1,7 +1,8 @@
-"""What the rows of a run say: robust accuracies, unions of attacks, significance, distortion, health."""
+"""Statistics of a run's rows: robust accuracy, unions of attacks, significance, distortion, health."""
 
+from .answers import Entropy, Rejections, Targeted
 from .distances import Distances, Outcomes, breaking_distances, robust_accuracy
-from .entries import Cost, Curve, Health, Median, Row, Summary
+from .entries import Cost, Curve, Drawn, Health, Median, Optimality, Row, Summary
 from .paper import PaperValue, Verdict
 from .significance import (
     Proportion,
@@ -10,6 +11,7 @@ from .significance import (
     holm,
     mcnemar,
     mcnemar_p,
+    mean_interval,
     median_interval,
     wilson,
     wilson_interval,
@@ -20,13 +22,18 @@ __all__ = [
     "Cost",
     "Curve",
     "Distances",
+    "Drawn",
+    "Entropy",
     "Health",
     "Median",
+    "Optimality",
     "Outcomes",
     "PaperValue",
     "Proportion",
+    "Rejections",
     "Row",
     "Summary",
+    "Targeted",
     "Verdict",
     "breaking_distances",
     "difference_interval",
@@ -34,6 +41,7 @@ __all__ = [
     "holm",
     "mcnemar",
     "mcnemar_p",
+    "mean_interval",
     "median_interval",
     "robust_accuracy",
     "summarise",

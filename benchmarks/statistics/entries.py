@@ -1,4 +1,4 @@
-"""What a summary is made of: rows of the table, curves, medians, health and costs."""
+"""The entries of a summary: rows of the table, curves, medians, health and costs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -8,31 +8,34 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..results import Failure
-from ..suites import ALL, Norm
+from ..._brief import one_line
+from ..run.results import Failure
+from ..suites.model import ALL, Norm
+from .answers import Entropy, Rejections, Targeted
 from .paper import PaperValue
 from .significance import Proportion, mcnemar_p, wilson
 
-__all__ = ["Cost", "Curve", "Health", "Median", "Row", "Summary"]
+__all__ = ["Cost", "Curve", "Drawn", "Health", "Median", "Optimality", "Row", "Summary"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of the table: clean images, one attack, or all attacks of a norm.
 
-    A model stands in the row if it was attacked so; a model that refuses an image is not right about it.
+    The row holds the models that were attacked in this way. A model that rejects an image is not right about
+    it.
 
     Attributes:
         key: `"clean"`, the attack's key, or `"all-linf"`, `"all-l2"` and so on.
-        title: For readers.
-        norm: Of the threat model; None for clean images.
-        epsilon: Of the threat model; None for clean images.
-        robust: Per model, where it is right and accepts whatever the attack did, one value per sample.
-        rejected: Per model, where refusing is the worst that the attack reached.
-        known: Per model, which samples were attacked: all of them, once the run is finished.
-        attacks: Per model, keys of the attacks that it was run under: not the same where a suite says so.
-        second: Keys of the attacks by a second surrogate gradient, which not every model has. They count in a
-            union; models are compared although one lacks them.
+        title: Title for readers.
+        norm: Norm of the threat model; None for clean images.
+        epsilon: Epsilon of the threat model; None for clean images.
+        robust: Per model, whether it is right and accepts despite the attack, one value per sample.
+        rejected: Per model, whether rejection is the worst result of the attack, one value per sample.
+        known: Per model, which samples were attacked; all of them once the run is finished.
+        attacks: Per model, keys of the attacks that it was run under. They differ if the suite says so.
+        second: Keys of attacks with a second surrogate gradient, which not every model has. They count in a
+            union. Models are compared even if one lacks them.
     """
 
     key: str
@@ -45,6 +48,8 @@ class Row:
     attacks: Mapping[str, frozenset[str]]
     second: frozenset[str] = frozenset()
 
+    __repr__ = one_line
+
     @property
     def is_union(self) -> bool:
         """Whether the row stands for all attacks of a norm."""
@@ -52,38 +57,38 @@ class Row:
 
     @property
     def comparable(self) -> tuple[str, ...]:
-        """The models that were run under the most attacks: only they may be ranked."""
+        """The models that were run under the most attacks; only they may be ranked."""
         counts = {model: len(self.common(model)) for model in self.attacks}
         most = max(counts.values())
         return tuple(model for model, count in counts.items() if count == most)
 
     def common(self, model: str) -> frozenset[str]:
-        """Give the attacks that a model was run under, without those by a second gradient."""
+        """Returns the attacks that a model was run under, except those with a second gradient."""
         return self.attacks[model] - self.second
 
     def accuracy(self, model: str) -> Proportion:
-        """Give how many samples a model is right about and accepts."""
+        """Returns the share of samples that a model labels rightly and accepts."""
         return self._share(model, self.robust[model])
 
     def rejection(self, model: str) -> Proportion:
-        """Give how many samples a model refuses."""
+        """Returns the share of samples that a model rejects."""
         return self._share(model, self.rejected[model])
 
     def error(self, model: str) -> Proportion:
-        """Give how many samples a model is wrong about and accepts."""
+        """Returns the share of samples that a model labels wrongly and accepts."""
         return self._share(model, ~self.robust[model] & ~self.rejected[model])
 
     def coverage(self, model: str) -> Proportion:
-        """Give how many samples a model accepts."""
+        """Returns the share of samples that a model accepts."""
         return self._share(model, ~self.rejected[model])
 
     def risk(self, model: str) -> Proportion | None:
-        """Give how many of the samples that a model accepts it is wrong about; None if it accepts none."""
+        """Returns the share of wrong labels among the samples that a model accepts; None without any."""
         accepted = self.coverage(model).count
         return wilson(self.error(model).count, accepted) if accepted else None
 
     def comparisons(self) -> Iterator[tuple[str, str, float]]:
-        """Give McNemar's p for every pair of models under the same attacks, on the samples of both."""
+        """Returns McNemar's p for every pair of models under the same attacks, on their common samples."""
         models = list(self.robust)
         right = np.array([self.robust[model] & self.known[model] for model in models], dtype=np.float32)
         wrong = np.array([~self.robust[model] & self.known[model] for model in models], dtype=np.float32)
@@ -101,19 +106,72 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A robust accuracy by the first draw of a model's noise, by the majority, and by the worst draw.
+
+    Attributes:
+        model: The model.
+        row: The row of the table, by the majority.
+        first: Share by the first draw.
+        majority: Share by the decision that most draws share: the number of the table.
+        worst: Share by every draw.
+    """
+
+    model: str
+    row: Row
+    first: Proportion
+    majority: Proportion
+    worst: Proportion
+
+    __repr__ = one_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimality:
+    """How near an attack comes to all attacks of its norm together, on one model (Cinà et al. 2025).
+
+    With A the area under the curve of robust accuracy from 0 to the largest epsilon, it is
+
+        (A of no attack - A of this attack) / (A of no attack - A of all attacks)
+
+    where all attacks count the nearest example of each image: 1 if no other attack found a nearer one, 0 if
+    this one found nothing.
+
+    Attributes:
+        model: The model.
+        key: The attack's key.
+        title: Title for readers.
+        norm: Norm of the perturbation.
+        value: The ratio.
+        total: Number of images.
+    """
+
+    model: str
+    key: str
+    title: str
+    norm: Norm
+    value: float
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Health:
-    """Whether what an attack says of a model can be believed, over all its epsilons.
+    """Counts that tell whether the results of an attack on a model are credible, over all its epsilons.
 
     Attributes:
         model: The model.
         attack: The attack.
-        examples: What the attack returned.
-        claimed: Examples that the toolkit calls adversarial, of samples that are right clean; none where they
-            were made against something else and only transferred, which no claim is about.
-        fell: Of them, those that re-scoring did not confirm.
-        invalid: Results that are no images: not finite, or outside [0, 1].
-        zero_gradient: Samples at which a gradient attack had nothing to go by.
-        unstable: Examples whose verdict changed when the model drew its noise again.
+        examples: Number of examples that the attack returned.
+        claimed: Number of examples that the toolkit calls adversarial, among samples that the model labels
+            rightly when clean. It is 0 for transferred examples, about which the toolkit claims nothing.
+        fell: Number of claimed examples that verification did not confirm, whatever was attacked again.
+        fell_first: The same before the attack ran again on these images.
+        reason: Why they fell, where one reason holds for all of them; empty otherwise.
+        invalid: Number of results that are not images: not finite, or outside [0, 1].
+        zero_gradient: Number of samples at which a gradient attack was shown a gradient of zero.
+        unstable: Number of examples whose verdict changed when the model drew its noise again.
+        undefined: Number of images about which the model's answer is NaN or infinite, which is wrong.
+        unchanged: Number of examples that are the clean image.
     """
 
     model: str
@@ -121,21 +179,25 @@ class Health:
     examples: int
     claimed: int
     fell: int
+    fell_first: int
+    reason: str
     invalid: int
     zero_gradient: int
     unstable: int
+    undefined: int
+    unchanged: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What an attack on a model took, means over its examples.
+    """The cost of an attack on a model, as means over its examples.
 
     Attributes:
         model: The model.
         attack: The attack.
-        seconds: Per example.
-        queries: Forward calls.
-        gradients: Backward calls.
+        seconds: Seconds per example.
+        queries: Forward calls per example.
+        gradients: Backward calls per example.
     """
 
     model: str
@@ -149,13 +211,14 @@ class Cost:
 class Median:
     """The median distance to the nearest adversarial example that a minimal-norm attack found.
 
-    A sample that is wrong without any attack has distance 0, one that nothing broke has an infinite one.
+    A sample that is wrong without any attack has distance 0. A sample that no attack broke has an infinite
+    distance.
 
     Attributes:
         model: The model.
         key: The attack's key, or `"all-l2"` and so on: the nearest of several attacks.
-        title: For readers.
-        norm: Of the perturbation.
+        title: Title for readers.
+        norm: Norm of the perturbation.
         value: The median.
         low: Lower end of its 95 % interval, an order statistic.
         high: Upper end.
@@ -178,9 +241,9 @@ class Curve:
 
     Attributes:
         model: The model.
-        norm: Of the perturbation.
+        norm: Norm of the perturbation.
         attacks: Titles of these attacks.
-        exact: Whether accuracy is known between the epsilons too: a minimal-norm attack is among them.
+        exact: Whether accuracy is known between the epsilons too, because one attack is a minimal-norm one.
         epsilons: Sizes, from 0.
         accuracy: Robust accuracy at each of them.
         low: Lower ends of the 95 % Wilson intervals.
@@ -196,8 +259,10 @@ class Curve:
     low: Float[np.ndarray, " epsilons"]
     high: Float[np.ndarray, " epsilons"]
 
+    __repr__ = one_line
+
     def thinned(self, points: int) -> Self:
-        """Give the curve with at most this many points, both ends among them; too few are not worth drawing.
+        """Returns the curve with at most this many points, including both ends.
 
         Raises:
             ValueError: If `points` is below 2.
@@ -218,26 +283,44 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Everything that is shown of a run.
+    """All numbers that a report shows of a run.
 
     Attributes:
-        rows: Of the table.
-        grid: The rows of the table, and those of every attack at every other epsilon where it is known.
-        claims: Whether the attacks can be believed, per model and attack.
-        curves: Per norm and model.
-        medians: Median distances, per model and minimal-norm attack.
-        costs: Per model and attack.
-        paper: The paper's numbers beside ours.
+        rows: Rows of the table.
+        grid: The rows of the table, and rows of every attack at every other epsilon at which it is known.
+        drawn: The rows of models that draw noise by the first draw, by the majority and by the worst, where
+            these differ.
+        claims: The credibility of every attack, per model and attack.
+        curves: Curves per norm and model.
+        medians: Median distances per model and minimal-norm attack.
+        optimalities: How near each attack comes to all attacks together, per model.
+        entropies: Mean predictive entropies, per model, attack and epsilon.
+        rejections: The effect of rejection, per model, attack and epsilon.
+        targeted: What targeted attacks reached, per model, attack and epsilon.
+        costs: Costs per model and attack.
+        paper: The paper's numbers next to ours.
         failures: Cells that could not be computed.
-        missing: Number of cells that are not there, the failed ones among them.
+        missing: Number of cells that are missing, including the failed ones.
     """
 
     rows: tuple[Row, ...]
     grid: tuple[Row, ...]
+    drawn: tuple[Drawn, ...]
     claims: tuple[Health, ...]
     curves: tuple[Curve, ...]
     medians: tuple[Median, ...]
+    optimalities: tuple[Optimality, ...]
+    entropies: tuple[Entropy, ...]
+    rejections: tuple[Rejections, ...]
+    targeted: tuple[Targeted, ...]
     costs: tuple[Cost, ...]
     paper: tuple[PaperValue, ...]
     failures: tuple[Failure, ...]
     missing: int
+
+    __repr__ = one_line
+
+    def lowest(self, model: str) -> Row:
+        """Returns the row of the table in which a model's accuracy is lowest; the first of several."""
+        mine = (row for row in self.rows if model in row.robust)
+        return min(mine, key=lambda row: row.accuracy(model).value)

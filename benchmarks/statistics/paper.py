@@ -1,4 +1,4 @@
-"""The paper's numbers beside ours, with the sampling error of both."""
+"""The paper's numbers next to ours, with the sampling error of both."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from ..results import Results
-from ..suites import ALL, CLEAN, Attack, Expected, Norm, Quantity, Suite
+from ..run.results import Results
+from ..suites.model import ALL, CLEAN, LENGTHS, Attack, Expected, Norm, Quantity, Suite
+from .answers import ANSWERED, counted, successful_lengths
 from .distances import Distances, Outcomes
-from .significance import difference_interval, median_interval, wilson
+from .significance import difference_interval, mean_interval, median_interval, wilson
 
 __all__ = ["PaperValue", "Verdict", "paper_values"]
 
@@ -25,20 +26,20 @@ class PaperValue:
     Attributes:
         model: Name of the model.
         attack: Key of the attack, `"clean"`, or `"all"`.
-        title: Of the attack, for readers.
-        norm: Of the threat model; None for clean images.
-        epsilon: Where both numbers are; None for clean images and for median distances.
-        quantity: What is counted.
+        title: Title of the attack, for readers.
+        norm: Norm of the threat model; None for clean images.
+        epsilon: Epsilon of both numbers; None for clean images and for median distances.
+        quantity: The quantity that both numbers measure.
         paper: The paper's number.
-        images: How many images the paper measured on; None if it does not say, and its number is then taken
-            to be exact.
-        measured: Our number; None where the run has none.
+        images: Number of images that the paper measured on. None if the paper does not state it; its number
+            is then taken as exact.
+        measured: Our number; None if the run has none.
         low: Lower end of our number's 95 % interval.
         high: Upper end.
         difference: Ours minus the paper's.
         difference_low: Lower end of its 95 % interval, from the sampling errors of both.
         difference_high: Upper end.
-        verdict: `"within"` where that interval holds 0.
+        verdict: `"within"` if that interval contains 0.
     """
 
     model: str
@@ -58,24 +59,28 @@ class PaperValue:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the difference is more than sampling error."""
+        """Whether the difference exceeds the sampling error."""
         if self.difference_low is None or self.difference_high is None:
             return "not measured"
         return "within" if self.difference_low <= 0 <= self.difference_high else "differs"
 
 
 def paper_values(
-    results: Results, clean: Mapping[str, Distances], attacked: Mapping[tuple[str, str], Distances]
+    results: Results,
+    outcomes: Outcomes,
+    clean: Mapping[str, Distances],
+    attacked: Mapping[tuple[str, str], Distances],
 ) -> tuple[PaperValue, ...]:
-    """Set our numbers beside those that the suite expects, for the models that were run.
+    """Compares our numbers with those that the suite expects, for the models that were run.
 
     Args:
         results: The run.
+        outcomes: Its rows.
         clean: What happens on clean images, per model.
         attacked: What every attack did, per model and attack's key.
     """
     return tuple(
-        _paper_value(results.suite, expected, clean, attacked)
+        _paper_value(results.suite, expected, outcomes, clean, attacked)
         for expected in results.suite.expected
         if expected.model in results.models
     )
@@ -84,12 +89,13 @@ def paper_values(
 def _paper_value(
     suite: Suite,
     expected: Expected,
+    outcomes: Outcomes,
     clean: Mapping[str, Distances],
     attacked: Mapping[tuple[str, str], Distances],
 ) -> PaperValue:
     norm = expected.norm if expected.attack in (ALL, CLEAN) else suite.attack(expected.attack).norm
     epsilon = expected.epsilon
-    if epsilon is None and norm in suite.norms and expected.quantity != "median_distance":
+    if epsilon is None and norm in suite.norms and expected.quantity not in LENGTHS:
         epsilon = suite.threat_model(norm).epsilon
     if expected.attack == CLEAN:
         distances: Distances | None = clean[expected.model]
@@ -107,12 +113,30 @@ def _paper_value(
         quantity=expected.quantity,
         paper=expected.value,
         images=expected.images,
-        **(_beside(expected, distances, epsilon) if distances is not None and distances.known.any() else {}),
+        **_ours(expected, outcomes, distances, epsilon, suite),
     )
 
 
+def _ours(
+    expected: Expected, outcomes: Outcomes, distances: Distances | None, epsilon: float | None, suite: Suite
+) -> dict[str, float]:
+    """Returns our number, or nothing where the run has none."""
+    if distances is None or not distances.known.any():
+        return {}
+    if expected.quantity not in (*ANSWERED, "mean_distance"):
+        return _beside(expected, distances, epsilon)
+    if expected.attack != CLEAN and suite.attack(expected.attack).kind == "minimal norm":
+        epsilon = None
+    if expected.quantity == "mean_distance":
+        attack = suite.attack(expected.attack)
+        lengths = successful_lengths(outcomes, expected.model, attack, epsilon)
+        return _length_beside(expected, mean_interval(lengths), len(lengths)) if len(lengths) else {}
+    where = counted(outcomes, expected.model, expected.attack, epsilon, expected.quantity)
+    return _share_beside(expected, where) if len(where) else {}
+
+
 def _attacks(suite: Suite, expected: Expected, norm: Norm | None, epsilon: float | None) -> Sequence[Attack]:
-    """Give the attacks that the number is about, as far as they say anything at its epsilon."""
+    """Returns the attacks that the number is about and that say something at its epsilon."""
     named = [
         attack for attack in suite.attacks if attack.norm == norm and expected.attack in (ALL, attack.key)
     ]
@@ -123,8 +147,12 @@ def _attacks(suite: Suite, expected: Expected, norm: Norm | None, epsilon: float
 
 def _beside(expected: Expected, distances: Distances, epsilon: float | None) -> dict[str, float]:
     if expected.quantity == "median_distance":
-        return _median_beside(expected, distances.error[distances.known])
-    where = _counted(expected.quantity, distances, epsilon or 0.0)[distances.known]
+        errors = distances.error[distances.known]
+        return _length_beside(expected, median_interval(errors), len(errors))
+    return _share_beside(expected, _counted(expected.quantity, distances, epsilon or 0.0)[distances.known])
+
+
+def _share_beside(expected: Expected, where: Bool[np.ndarray, " counted"]) -> dict[str, float]:
     ours = wilson(int(where.sum()), len(where))
     low, high = difference_interval(ours.value, ours.total, expected.value, expected.images)
     return {
@@ -137,10 +165,10 @@ def _beside(expected: Expected, distances: Distances, epsilon: float | None) -> 
     }
 
 
-def _median_beside(expected: Expected, errors: Float[np.ndarray, " samples"]) -> dict[str, float]:
-    """Compare medians, as if the paper's distances spread as ours do."""
-    value, low, high = median_interval(errors)
-    scale = 1.0 if expected.images is None else math.sqrt(1 + len(errors) / expected.images)
+def _length_beside(expected: Expected, ours: tuple[float, float, float], count: int) -> dict[str, float]:
+    """Compares means or medians under the assumption that the paper's distances spread as ours do."""
+    value, low, high = ours
+    scale = 1.0 if expected.images is None else math.sqrt(1 + count / expected.images)
     finite = math.isfinite(value)
     return {
         "measured": value,

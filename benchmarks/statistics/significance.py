@@ -1,4 +1,4 @@
-"""Intervals and tests: Wilson's, Newcombe's, of the median; McNemar's, Fisher's; Holm's correction."""
+"""Intervals (Wilson, Newcombe, mean, median), tests (McNemar, Fisher) and Holm's correction."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binom, fisher_exact, norm
+from scipy.stats import t as student
 
 __all__ = [
     "CONFIDENCE",
@@ -16,6 +17,7 @@ __all__ = [
     "holm",
     "mcnemar",
     "mcnemar_p",
+    "mean_interval",
     "median_interval",
     "wilson",
     "wilson_interval",
@@ -29,8 +31,8 @@ class Proportion:
     """A share of samples, with its Wilson interval.
 
     Attributes:
-        count: Samples that are counted.
-        total: All samples.
+        count: Number of samples that are counted.
+        total: Number of all samples.
         low: Lower end of the interval.
         high: Upper end.
     """
@@ -47,10 +49,10 @@ class Proportion:
 
 
 def wilson(count: int, total: int, *, confidence: float = CONFIDENCE) -> Proportion:
-    """Give a share with its Wilson score interval.
+    """Returns a share with its Wilson score interval.
 
     Raises:
-        ValueError: If there are no samples, or more are counted than there are.
+        ValueError: If there are no samples, or `count` exceeds `total`.
     """
     if total < 1 or not 0 <= count <= total:
         raise ValueError(
@@ -63,7 +65,7 @@ def wilson(count: int, total: int, *, confidence: float = CONFIDENCE) -> Proport
 def wilson_interval(
     shares: Float[np.ndarray, " shares"], total: int, *, confidence: float = CONFIDENCE
 ) -> tuple[Float[np.ndarray, " shares"], Float[np.ndarray, " shares"]]:
-    """Give the ends of the Wilson score intervals of shares of `total` samples."""
+    """Returns the ends of the Wilson score intervals of shares of `total` samples."""
     z = float(norm.isf((1 - confidence) / 2))
     spread = 1 + z * z / total
     centre = (shares + z * z / (2 * total)) / spread
@@ -77,14 +79,14 @@ def wilson_interval(
 def difference_interval(
     share: float, total: int, other: float, other_total: int | None, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Give the interval of `share - other` of two independent samples (Newcombe 1998, method 10).
+    """Returns the interval of `share - other` for two independent samples (Newcombe 1998, method 10).
 
     Args:
-        share: The one share.
-        total: Of how many samples.
-        other: The other share.
-        other_total: Of how many samples; None takes it to be exact.
-        confidence: Of the interval.
+        share: The first share.
+        total: Number of samples behind it.
+        other: The second share.
+        other_total: Number of samples behind the second share; None takes it as exact.
+        confidence: Confidence of the interval.
     """
     (low,), (high,) = wilson_interval(np.array([share]), total, confidence=confidence)
     other_low = other_high = np.array([other])
@@ -98,10 +100,10 @@ def difference_interval(
 def median_interval(
     values: Float[np.ndarray, " values"], *, confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
-    """Give the median of distances and the order statistics that hold it with at least this confidence.
+    """Returns the median of distances and the order statistics that bound it with at least this confidence.
 
-    Infinite values are taken as they are: the median is infinite where most of them are. With too few values
-    for an interval, it goes from 0 to infinity.
+    Infinite values count like others, so that the median is infinite if most values are. With too few values
+    for an interval, it reaches from 0 to infinity.
 
     Raises:
         ValueError: If there are no values.
@@ -117,12 +119,31 @@ def median_interval(
     return middle, float(ordered[rank - 1]), float(ordered[count - rank])
 
 
+def mean_interval(
+    values: Float[np.ndarray, " values"], *, confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
+    """Returns the mean of finite distances and its interval by Student's t.
+
+    The interval of a single value reaches from 0 to infinity. No interval reaches below 0.
+
+    Raises:
+        ValueError: If there are no values.
+    """
+    if not len(values):
+        raise ValueError("Expected at least one of `values`, but got none")
+    middle, count = float(values.mean()), len(values)
+    if count == 1:
+        return middle, 0.0, math.inf
+    half = float(student.isf((1 - confidence) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+    return middle, max(0.0, middle - half), middle + half
+
+
 def mcnemar(first: Bool[np.ndarray, " first"], second: Bool[np.ndarray, " second"]) -> float:
-    """Give the exact two-sided p of McNemar's test (E-ABS section 4.5).
+    """Returns the exact two-sided p of McNemar's test (E-ABS section 4.5).
 
     Args:
-        first: Where one model is right.
-        second: Where the other is right, on the same samples.
+        first: Whether the first model is right, per sample.
+        second: Whether the second model is right, on the same samples.
 
     Raises:
         ValueError: If the samples are not paired.
@@ -136,20 +157,20 @@ def mcnemar(first: Bool[np.ndarray, " first"], second: Bool[np.ndarray, " second
 def mcnemar_p(
     only_first: Int[np.ndarray, " pairs"], only_second: Int[np.ndarray, " pairs"]
 ) -> Float[np.ndarray, " pairs"]:
-    """Give the exact two-sided p of McNemar's test for numbers of discordant samples."""
+    """Returns the exact two-sided p of McNemar's test for numbers of discordant samples."""
     tail = binom.cdf(np.minimum(only_first, only_second), only_first + only_second, 0.5)
     p: Float[np.ndarray, " pairs"] = np.minimum(2 * tail, 1.0)
     return p
 
 
 def fisher(count: int, total: int, other: int, other_total: int) -> float:
-    """Give the two-sided p of Fisher's exact test that two shares of different samples are the same."""
+    """Returns the two-sided p of Fisher's exact test that two shares of different samples are equal."""
     table = np.array([[count, total - count], [other, other_total - other]])
     return float(fisher_exact(table).pvalue)
 
 
 def holm(p: Sequence[float]) -> Float[np.ndarray, " tests"]:
-    """Give the p values as Holm (1979) corrects them, so that the chance of any false one stays the level."""
+    """Returns p values with Holm's correction (1979), which bounds the chance of any false positive."""
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     corrected = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))

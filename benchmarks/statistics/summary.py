@@ -1,14 +1,17 @@
-"""The summary of a run: every number that a table, a figure, a page or a comparison shows."""
+"""The summary of a run, which holds every number that a table, figure, page or comparison shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
+from jaxtyping import Bool
 
-from ..results import Results
-from ..suites import ALL, CLEAN, Attack, Norm, Suite
+from ...verification import reach
+from ..run.results import Results
+from ..suites.model import ALL, CLEAN, Attack, Norm, Suite
+from .answers import entropies, rejections, targeted
 from .distances import Distances, Outcomes, robust_accuracy
-from .entries import Cost, Curve, Health, Median, Row, Summary
+from .entries import Cost, Curve, Drawn, Health, Median, Optimality, Row, Summary
 from .paper import paper_values
 from .significance import median_interval, wilson_interval
 
@@ -16,21 +19,15 @@ __all__ = ["summarise"]
 
 
 def summarise(results: Results) -> Summary:
-    """Compute everything that is shown of a run, or of as much of it as is there."""
+    """Computes all numbers that a report shows of a run, which need not be finished."""
     suite, outcomes = results.suite, Outcomes(results)
-    clean = {model: outcomes.clean(model) for model in results.models}
-    attacked = {
-        (model, attack.key): outcomes.attacked(model, attack)
-        for model in results.models
-        for attack in suite.attacks_of(model)
-    }
-    rows = [_row(CLEAN, "clean", None, None, clean)]
+    clean, attacked = _effects(results, outcomes)
+    rows = _rows(suite, clean, attacked)
     elsewhere: list[Row] = []
     curves: list[Curve] = []
     medians: list[Median] = []
     for norm in suite.norms:
         attacks = [attack for attack in suite.attacks if attack.norm == norm]
-        rows += _rows_of_norm(suite, norm, attacks, attacked)
         elsewhere += _rows_elsewhere(suite, norm, attacks, attacked)
         curves += _curves(results, norm, attacks, attacked)
         medians += _medians(norm, attacks, attacked)
@@ -39,17 +36,53 @@ def summarise(results: Results) -> Summary:
     return Summary(
         rows=tuple(row for row in rows if row.robust),
         grid=tuple(row for row in (*rows, *elsewhere) if row.robust),
+        drawn=tuple(_drawn(results, rows)),
         claims=tuple(_health(outcomes, model, attack) for model, attack in pairs),
         curves=tuple(curves),
         medians=tuple(medians),
+        optimalities=tuple(_optimalities(suite, clean, attacked)),
+        entropies=tuple(entropies(results, outcomes)),
+        rejections=tuple(rejections(results, outcomes)),
+        targeted=tuple(targeted(results, outcomes)),
         costs=tuple(_cost(outcomes, model, attack.key) for model, attack in pairs),
-        paper=paper_values(results, clean, attacked),
+        paper=paper_values(results, outcomes, clean, attacked),
         failures=results.failures,
         missing=results.missing,
     )
 
 
 Attacked = Mapping[tuple[str, str], Distances]
+
+
+def _effects(results: Results, outcomes: Outcomes) -> tuple[dict[str, Distances], Attacked]:
+    """Returns the decisions on clean images, and the effects of every attack on every model."""
+    clean = {model: outcomes.clean(model) for model in results.models}
+    attacked = {
+        (model, attack.key): outcomes.attacked(model, attack)
+        for model in results.models
+        for attack in results.suite.attacks_of(model)
+    }
+    return clean, attacked
+
+
+def _rows(suite: Suite, clean: Mapping[str, Distances], attacked: Attacked) -> list[Row]:
+    rows = [_row(CLEAN, "clean", None, None, clean)]
+    for norm in suite.norms:
+        attacks = [attack for attack in suite.attacks if attack.norm == norm]
+        rows += _rows_of_norm(suite, norm, attacks, attacked)
+    return rows
+
+
+def _drawn(results: Results, rows: Sequence[Row]) -> Iterator[Drawn]:
+    """Yields the rows of the table in which the draws of a model decide differently."""
+    first, worst = (
+        _rows(results.suite, *_effects(results, Outcomes(results, by=by))) for by in ("first", "worst")
+    )
+    for row, once, always in zip(rows, first, worst, strict=True):
+        for model in row.robust:
+            shares = [part.accuracy(model) for part in (once, row, always)]
+            if len({share.count for share in shares}) > 1:
+                yield Drawn(model=model, row=row, first=shares[0], majority=shares[1], worst=shares[2])
 
 
 def _row(
@@ -110,7 +143,7 @@ def _keys(attacks: Sequence[Attack], attacked: Attacked) -> dict[str, frozenset[
 
 
 def _unions(attacks: Sequence[Attack], attacked: Attacked) -> dict[str, Distances]:
-    """Give, per model, what the worst of those attacks did that it was run under."""
+    """Returns, per model, the effect of the worst attack among those that it was run under."""
     parts: dict[str, list[Distances]] = {}
     keys = {attack.key for attack in attacks}
     for (model, key), distances in attacked.items():
@@ -164,24 +197,73 @@ def _medians(norm: Norm, attacks: Sequence[Attack], attacked: Attacked) -> Itera
                 )
 
 
+def _area(distances: Distances, known: Bool[np.ndarray, " samples"], largest: float) -> float:
+    """Returns the area under the curve of robust accuracy up to the largest epsilon, times the images."""
+    return float(np.minimum(distances.lost[known], largest).sum())
+
+
+def _optimalities(suite: Suite, clean: Mapping[str, Distances], attacked: Attacked) -> Iterator[Optimality]:
+    for norm in suite.norms:
+        largest = max(suite.threat_model(norm).epsilons)
+        for model in clean:
+            parts = [(a, attacked[model, a.key]) for a in suite.attacks_of(model) if a.norm == norm]
+            if len(parts) < 2:
+                continue
+            union = Outcomes.union([distances for _, distances in parts])
+            known, whole = union.known, _area(clean[model], union.known, largest)
+            gained = whole - _area(union, known, largest)
+            for attack, distances in parts if gained > 0 else ():
+                yield Optimality(
+                    model=model,
+                    key=attack.key,
+                    title=attack.title,
+                    norm=norm,
+                    value=(whole - _area(distances, known, largest)) / gained,
+                    total=int(known.sum()),
+                )
+
+
 def _health(outcomes: Outcomes, model: str, attack: Attack) -> Health:
     columns = {
         name: outcomes.column(name, model, attack.key)
-        for name in ("claimed", "success", "valid", "zero_gradient", "unstable")
+        for name in ("claimed", "fell_first", "success", "valid", "zero_gradient", "unstable", "prediction")
     }
-    claimed = columns["claimed"] & outcomes.right_clean(model, attack.key)
-    if attack.against not in (None, model):  # the toolkit speaks of what it attacked
-        claimed[:] = False
+    right = outcomes.right_clean(model, attack.key)
+    claimed, fell_first = columns["claimed"] & right, columns["fell_first"] & right
+    lengths = outcomes.column(f"distance_{attack.norm}", model, attack.key)
+    if attack.against not in (None, model):  # the toolkit's claim is about the model that it attacked
+        claimed[:] = fell_first[:] = False
     return Health(
         model=model,
         attack=attack.key,
         examples=len(claimed),
         claimed=int(claimed.sum()),
         fell=int((claimed & ~columns["success"]).sum()),
+        fell_first=int(fell_first.sum()),
+        reason=_common_reason(outcomes, model, attack, claimed & ~columns["success"]),
         invalid=int((~columns["valid"]).sum()),
         zero_gradient=int(columns["zero_gradient"].sum()),
         unstable=int(columns["unstable"].sum()),
+        undefined=int((columns["valid"] & np.isnan(columns["prediction"])).sum()),
+        unchanged=int((lengths == 0).sum()),
     )
+
+
+def _common_reason(
+    outcomes: Outcomes, model: str, attack: Attack, fallen: Bool[np.ndarray, " examples"]
+) -> str:
+    """Returns the one reason for which all of these claims fell; empty if there are several, or no claims."""
+    names = (f"distance_{attack.norm}", "epsilon", "valid", "rejected", "prediction", "label")
+    length, epsilon, valid, rejected, prediction, label = (
+        outcomes.column(name, model, attack.key)[fallen] for name in names
+    )
+    reasons = {
+        "they are no images in [0, 1]": ~valid.astype(bool),
+        "they are outside the ball": length > np.array([reach(radius) for radius in epsilon]),
+        "the model rejects them": rejected.astype(bool),
+        "the model labels them rightly": prediction == label,
+    }
+    return next((reason for reason, holds in reasons.items() if len(holds) and holds.all()), "")
 
 
 def _cost(outcomes: Outcomes, model: str, attack: str) -> Cost:

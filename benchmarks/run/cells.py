@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..storage import write_atomically
-from .suites import CLEAN, Suite
+from ..._files import write_atomically
+from ..suites.model import CLEAN, Suite
 
 __all__ = ["SCHEMA", "Cell", "derived_seed", "plan", "read_cell", "write_cell"]
 
@@ -27,14 +27,27 @@ SCHEMA = pa.schema(
         pa.field("epsilon", pa.float64()),  # null for them and for minimal-norm attacks
         pa.field("sample", pa.int64(), nullable=False),  # index in the test split
         pa.field("label", pa.int64(), nullable=False),
+        pa.field("goal", pa.int64()),  # the class that a targeted attack goes for; null of any other
         pa.field("clean_prediction", pa.int64(), nullable=False),
         pa.field("prediction", pa.int64()),  # null where the attack returned no image
+        pa.field("entropy", pa.float64()),  # of p(y | x), in nats; null where the attack returned no image
         pa.field("rejected", pa.bool_(), nullable=False),
+        pa.field("margin", pa.float64()),  # units beyond the thresholds; null unless the model may reject
+        pa.field("reclassified", pa.int64()),  # label of a rejected image, where the suite reclassifies
+        pa.field("fooling", pa.bool_()),  # whether that is too far from every class; null likewise
         pa.field("claimed", pa.bool_(), nullable=False),  # by the toolkit
+        pa.field("fell_first", pa.bool_(), nullable=False),  # the claim of the first attempt did
+        pa.field("attempts", pa.int64(), nullable=False),  # more than 1 where a claim fell; 0 if clean
         pa.field("valid", pa.bool_(), nullable=False),  # finite and in [0, 1]
-        pa.field("success", pa.bool_(), nullable=False),  # after re-scoring
-        pa.field("unstable", pa.bool_(), nullable=False),  # a second draw gave another verdict on a claim
-        pa.field("zero_gradient", pa.bool_(), nullable=False),  # of the attacked model, at the clean image
+        # By the first draw of the judge's noise, by the majority of its draws, and by the worst of them:
+        pa.field("right_first", pa.bool_(), nullable=False),  # about the clean image
+        pa.field("right", pa.bool_(), nullable=False),
+        pa.field("right_worst", pa.bool_(), nullable=False),
+        pa.field("success_first", pa.bool_(), nullable=False),  # after re-scoring
+        pa.field("success", pa.bool_(), nullable=False),
+        pa.field("success_worst", pa.bool_(), nullable=False),
+        pa.field("unstable", pa.bool_(), nullable=False),  # a draw gave another verdict than the first
+        pa.field("zero_gradient", pa.bool_(), nullable=False),  # the one that an attack is shown
         pa.field("distance_l0", pa.float64(), nullable=False),  # pixels
         pa.field("distance_l1", pa.float64(), nullable=False),
         pa.field("distance_l2", pa.float64(), nullable=False),
@@ -73,12 +86,12 @@ class Cell:
         return f"{self.model}/{self.attack}{bound}/{self.batch:04d}"
 
     def path(self, folder: Path) -> Path:
-        """Give the cell's file in a run's folder."""
+        """Returns the cell's file in a run's folder."""
         return folder / FOLDER / f"{self.key}.parquet"
 
 
 def plan(suite: Suite, models: Sequence[str], samples: int) -> Iterator[Cell]:
-    """Give every cell of a run, in the order of execution.
+    """Returns every cell of a run, in the order of execution.
 
     The clean cells come first, because the others repeat their decisions. Models alternate, so that the time
     left can be told from the time taken, although a query may cost one of them a thousand times more.
@@ -96,7 +109,7 @@ def plan(suite: Suite, models: Sequence[str], samples: int) -> Iterator[Cell]:
 
 
 def derived_seed(*parts: object) -> int:
-    """Give a 32-bit seed that depends on the parts alone: not on the platform or the order of execution."""
+    """Returns a 32-bit seed that depends only on the parts, on any platform and in any order."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
@@ -104,14 +117,14 @@ def derived_seed(*parts: object) -> int:
 def write_cell(
     folder: Path, cell: Cell, *, run: str, columns: Mapping[str, Any], versions: Mapping[str, str]
 ) -> pa.Table:
-    """Write one finished cell: afterwards its file is whole, or not there.
+    """Writes one finished cell: afterwards its file is whole, or not there.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         cell: The cell.
         run: Fingerprint of the run.
         columns: The columns of `SCHEMA`.
-        versions: Of the software, for the file's metadata.
+        versions: Versions of the software, for the file's metadata.
     """
     metadata = {**versions, "cell": cell.key, "run": run}
     table = pa.table(dict(columns), schema=SCHEMA.with_metadata(metadata))
@@ -121,7 +134,7 @@ def write_cell(
 
 
 def read_cell(folder: Path, cell: Cell, *, run: str) -> pa.Table | None:
-    """Read a finished cell; None where there is none, or its file is damaged or of another run."""
+    """Reads a finished cell; None where there is none, or its file is damaged or of another run."""
     try:
         table = pq.ParquetFile(cell.path(folder), page_checksum_verification=True).read()
     except (pa.ArrowException, OSError):

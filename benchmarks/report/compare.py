@@ -1,4 +1,4 @@
-"""Two runs side by side: which of their numbers differ by more than chance, and which of their settings."""
+"""A comparison of two runs: the numbers that differ by more than chance, and the settings that differ."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,20 +6,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
-from .report.words import DASH, p_value, percent, threat
-from .results import Results
-from .statistics import Proportion, Row, fisher, holm, mcnemar, summarise
-from .suites import Norm
+from ..._brief import one_line
+from ..._table import TextColumn, TextTable
+from ..run.results import Results
+from ..statistics import Proportion, Row, fisher, holm, mcnemar, summarise
+from ..suites.model import Norm
+from .words import DASH, p_value, percent, threat
 
 __all__ = ["Comparison", "Comparisons", "Setting", "Test", "as_json", "compare_runs", "render_comparisons"]
 
 Test: TypeAlias = Literal["McNemar", "Fisher"]
-UNCOMPARED = ("command", "samples")  # the one names the folder, the other is compared by its length
+UNCOMPARED = ("command", "samples")  # the first names the folder, and the length stands for the second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +27,14 @@ class Comparison:
     Attributes:
         model: The model.
         attack: Key of the attack, `"clean"`, or `"all-linf"`, `"all-l2"` and so on.
-        title: Of the attack, for readers.
-        norm: Of the threat model; None for clean images.
-        epsilon: Of the threat model; None for clean images.
+        title: Title of the attack, for readers.
+        norm: Norm of the threat model; None for clean images.
+        epsilon: Epsilon of the threat model; None for clean images.
         first: Accuracy in the first run.
-        second: Accuracy in the second.
-        test: McNemar's where both are of the same images, else Fisher's exact test of two shares.
-        p: As the test gives it.
-        corrected: As Holm corrects it for the number of comparisons.
+        second: Accuracy in the second run.
+        test: McNemar's test if both runs have the same images, otherwise Fisher's exact test of two shares.
+        p: The p value of the test.
+        corrected: The p value after Holm's correction for the number of comparisons.
     """
 
     model: str
@@ -56,26 +54,28 @@ class Setting:
     """A setting of two runs that differs.
 
     Attributes:
-        name: Where it is in the manifests.
-        first: Its value in the first run; None where it has none.
-        second: In the second.
+        name: Path of the setting within the manifests.
+        first: Its value in the first run; None if that run has none.
+        second: Its value in the second run; None if that run has none.
     """
 
     name: str
     first: Any
     second: Any
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparisons:
-    """Everything that two runs have in common, and what tells them apart.
+    """All comparisons of two runs, and the settings that differ.
 
     Attributes:
         names: Folders of the runs.
-        level: Chance of any false difference that is put up with.
-        compared: Every comparison, the smallest p first.
-        alone: Per run, the number of accuracies that the other has not.
-        settings: That differ.
+        level: Accepted chance of any false difference.
+        compared: All comparisons, the smallest p first.
+        alone: Per run, the number of accuracies that the other run lacks.
+        settings: The settings that differ.
     """
 
     names: tuple[str, str]
@@ -83,6 +83,8 @@ class Comparisons:
     compared: tuple[Comparison, ...]
     alone: tuple[int, int]
     settings: tuple[Setting, ...]
+
+    __repr__ = one_line
 
     @property
     def significant(self) -> tuple[Comparison, ...]:
@@ -94,12 +96,12 @@ _Key: TypeAlias = tuple[str, str, float | None]
 
 
 def compare_runs(first: Results, second: Results, *, level: float = 0.05) -> Comparisons:
-    """Compare two runs by model, attack and epsilon.
+    """Compares two runs by model, attack and epsilon.
 
     Args:
         first: A run, finished or not.
-        second: Another; what both have is compared.
-        level: Chance of any false difference that is put up with.
+        second: Another run; the accuracies that both have are compared.
+        level: Accepted chance of any false difference.
 
     Raises:
         ValueError: If the level is not between 0 and 1.
@@ -107,7 +109,7 @@ def compare_runs(first: Results, second: Results, *, level: float = 0.05) -> Com
     if not 0 < level < 1:
         raise ValueError(f"Expected `level` between 0 and 1, but got {level}")
     ours, theirs = _by_key(first), _by_key(second)
-    # The union of other attacks is another number.
+    # A union of different attacks is a different number.
     shared = [key for key in ours if key in theirs and _attacks(ours, key) == _attacks(theirs, key)]
     same_data = first.manifest["dataset"] == second.manifest["dataset"]
     tests = [
@@ -139,11 +141,11 @@ def compare_runs(first: Results, second: Results, *, level: float = 0.05) -> Com
 
 
 def as_json(comparisons: Comparisons, *, everything: bool = False) -> str:
-    """Give the comparisons for a program.
+    """Returns the comparisons as data for a program.
 
     Args:
-        comparisons: Of two runs.
-        everything: Also those that are not significant.
+        comparisons: Comparisons of two runs.
+        everything: Whether to include comparisons that are not significant.
     """
     shown = comparisons.compared if everything else comparisons.significant
     content = {
@@ -162,30 +164,36 @@ def as_json(comparisons: Comparisons, *, everything: bool = False) -> str:
 
 def render_comparisons(
     comparisons: Comparisons, titles: Mapping[str, str], *, everything: bool = False
-) -> Group:
-    """Give the comparisons for `rich.print`.
+) -> TextTable:
+    """Builds the table of comparisons, with what was compared above it and the settings below.
 
     Args:
-        comparisons: Of two runs.
-        titles: Of the models.
-        everything: Also those that are not significant.
+        comparisons: The comparisons of two runs.
+        titles: The titles of the models, by name.
+        everything: Also show those that are not significant.
     """
     shown = comparisons.compared if everything else comparisons.significant
-    table = Table("model", "attack", "A", "B", "B - A", "p", "test", box=None, padding=(0, 2, 0, 0))
+    numbers = [TextColumn(title=title, right=True) for title in ("A", "B", "B - A", "p")]
+    columns: list[TextColumn | str] = ["model", "attack", *numbers, "test"]
+    table = TextTable(
+        *(columns if shown else []),
+        title="\n".join(_introduction(comparisons)),
+        notes=_notes(comparisons),
+        keys=2,
+    )
     for entry in shown:
         where = ", ".join(filter(None, (entry.title, threat(entry.norm, entry.epsilon))))
         table.add_row(
-            escape(titles.get(entry.model, entry.model)),
-            escape(where),
+            titles.get(entry.model, entry.model),
+            where,
             _share(entry.first),
             _share(entry.second),
             f"{100 * (entry.second.value - entry.first.value):+.1f}",
             p_value(entry.corrected),
             entry.test,
-            style="bold" if everything and entry.corrected < comparisons.level else None,
+            style="bold" if everything and entry.corrected < comparisons.level else "",
         )
-    parts: list[Text | Table] = [Text(line) for line in _introduction(comparisons)]
-    return Group(*parts, *([table] if shown else ()), *(Text(line) for line in _notes(comparisons)))
+    return table
 
 
 def _by_key(results: Results) -> dict[_Key, Row]:

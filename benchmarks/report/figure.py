@@ -1,4 +1,4 @@
-"""The figure of a run: robust accuracy against the size of the perturbation, one panel per norm."""
+"""The figure of a run: robust accuracy over the size of the perturbation, with one panel per norm."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +10,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..storage import write_atomically
-from .results import Results
-from .statistics import Curve, Row, Summary, summarise
-from .suites import Norm, ThreatModel
+from ..._files import write_atomically
+from ..run.results import Results
+from ..statistics import Curve, Row, Summary, summarise
+from ..suites.model import Norm, ThreatModel
 
 __all__ = ["draw_figure", "save_figure"]
 
 LineStyle: TypeAlias = Literal["-", "--", "-.", ":"]
 
-# Okabe and Ito's palette, told apart with every common colour blindness; line and marker repeat the colour.
+# Okabe and Ito's palette suits every common colour blindness; line style and marker repeat the colour.
 STYLES: tuple[tuple[str, LineStyle, str], ...] = (
     ("#000000", "-", "o"),
     ("#E69F00", "--", "s"),
@@ -39,9 +39,9 @@ AXIS_TITLES: Mapping[Norm, str] = {
 
 
 def draw_figure(results: Results, summary: Summary | None = None) -> Figure:
-    """Draw the accuracy-distortion curves.
+    """Draws the accuracy-distortion curves.
 
-    A line shows the attacks that are known at every size of the perturbation; a marker shows the union of all
+    A line shows the attacks that are known at every size of the perturbation. A marker shows the union of all
     attacks at the table's epsilon, with its 95 % interval.
 
     Raises:
@@ -67,7 +67,7 @@ def draw_figure(results: Results, summary: Summary | None = None) -> Figure:
 
 
 def save_figure(results: Results, path: Path, summary: Summary | None = None) -> None:
-    """Save the figure as PNG."""
+    """Saves the figure as PNG."""
     figure = draw_figure(results, summary)
     with write_atomically(path) as part:
         figure.savefig(part, format="png", dpi=200)
@@ -115,7 +115,7 @@ def _draw_points(panel: Axes, models: tuple[str, ...], row: Row, epsilon: float,
         color, _, marker = STYLES[index % len(STYLES)]
         accuracy = row.accuracy(model)
         panel.errorbar(
-            epsilon + width * (index - (len(models) - 1) / 2),  # side by side, so that none hides another
+            epsilon + width * (index - (len(models) - 1) / 2),  # side by side, so that all markers show
             100 * accuracy.value,
             yerr=[[100 * (accuracy.value - accuracy.low)], [100 * (accuracy.high - accuracy.value)]],
             color=color,
@@ -136,7 +136,7 @@ def _legend(results: Results) -> list[Line2D]:
         title = results.suite.model(model).title
         handles.append(Line2D([], [], color=color, linestyle=line, marker=marker, markersize=4, label=title))
     label = "all attacks at the table's ε, 95 % interval"
-    if len(results.suite.norms) == 1:  # the figure is only one panel wide
+    if len(results.suite.norms) == 1:  # the figure has the width of a single panel
         label = "all attacks, 95 % interval"
     return [
         *handles,

@@ -1,22 +1,25 @@
 """Suites as data: which attacks run against which models, at which epsilons, and how hard."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
-from ..adapters.verification import Norm
-from ..inference import InferenceBudget
-from ..models.amortized import SamplingBudget
-from ..zoo.serialization import config_from_dict
+from ..._brief import one_line
+from ..._fields import AtLeastOne, Bounds, NotNegative, Positive, check_choice, check_fields, checked_field
+from ...inference import InferenceBudget
+from ...models._amortized import SamplingBudget
+from ...verification import AGAIN, DRAWS, Norm
+from ...zoo.weight_files import config_from_dict
 
 __all__ = [
     "ALL",
     "BARE",
     "CLEAN",
     "ENCODER",
-    "OWN",
+    "LENGTHS",
+    "PARTS",
+    "TIGHTENED",
     "Attack",
     "Expected",
     "Kind",
@@ -26,24 +29,36 @@ __all__ = [
     "Suite",
     "SuiteModel",
     "ThreatModel",
-    "check_choice",
     "suite_from_dict",
 ]
 
 Kind: TypeAlias = Literal["fixed epsilon", "minimal norm"]
-Quantity: TypeAlias = Literal["accuracy", "error", "rejection", "median_distance"]
+Quantity: TypeAlias = Literal[
+    "accuracy",
+    "error",
+    "rejection",
+    "median_distance",
+    "mean_distance",
+    "reached",
+    "detection",
+    "reclassified",
+    "recovered",
+]
 Scale: TypeAlias = Literal["small", "paper"]
 Parameter: TypeAlias = bool | int | float | str
 
 ALL = "all"  # in place of an attack's key: the union of the attacks of a norm
 BARE = "bare"  # in place of a model's name: the classifier behind a purifier or a rejection
 ENCODER = "encoder"  # likewise: the encoder of a GMVAE alone, which its paper attacks
+TIGHTENED = "tightened"  # likewise: the variant of a model whose inference ends nearer to the minima
+PARTS = (BARE, ENCODER, TIGHTENED)  # of the judged model itself
+LENGTHS: tuple[Quantity, ...] = ("median_distance", "mean_distance")  # quantities that are no shares
 CLEAN = "clean"  # the pseudo-attack whose cells hold the decisions on unperturbed images
-OWN = "genrobust"  # the toolkit of this package's own attacks
 
-BUDGET_FIELDS = sorted({part.name for kind in (InferenceBudget, SamplingBudget) for part in fields(kind)})
+_BUDGETS = (InferenceBudget, SamplingBudget)
+BUDGET_FIELDS = sorted({part.name for kind in _BUDGETS for part in fields(kind)})
 
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +66,19 @@ class ThreatModel:
     """How far an attacker may move an image.
 
     Attributes:
-        norm: Of the perturbation.
+        norm: Norm of the perturbation.
         epsilon: The bound of the table.
         curve_epsilons: The bounds of the accuracy-distortion curve, for attacks with `every_epsilon`.
     """
 
     norm: Norm
-    epsilon: float
-    curve_epsilons: tuple[float, ...] = ()
+    epsilon: Positive
+    curve_epsilons: tuple[Positive, ...] = ()
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
-        check_choice("norm", self.norm, get_args(Norm))
-        if (smallest := min(self.epsilons)) <= 0:
-            raise ValueError(f"Expected `epsilon` and `curve_epsilons` above 0, but got {smallest}")
+        check_fields(self)
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -78,14 +93,14 @@ class Attack:
     Attributes:
         key: Names the attack in files and tables of numbers.
         title: Names it for readers.
-        norm: Of the perturbation; the suite's threat model of this norm gives the epsilons.
+        norm: Norm of the perturbation; the suite's threat model of this norm gives the epsilons.
         kind: `"fixed epsilon"` (searches within a ball) or `"minimal norm"` (looks for the nearest example).
-        name: As the toolkit calls it; see `genrobust attacks`.
-        parameters: In place of the toolkit's own defaults (Foolbox), or of the catalogue's (the others).
-        toolkit: Name of an adapter, or `"genrobust"`.
+        name: As the toolkit calls it, or another of its public names; see `genrobust attacks`.
+        parameters: Values that replace the catalogue's, one by one.
+        toolkit: Name of an adapter; `"genrobust"` has this package's attacks and those that users register.
         against: Another model of the suite, whose examples are transferred to this one; or `"bare"`, the
-            classifier behind a purifier or a rejection; or `"encoder"`, a GMVAE's. None attacks the model
-            itself.
+            classifier behind a purifier or a rejection; or `"encoder"`, a GMVAE's; or `"tightened"`, the
+            variant whose inference ends nearer to the minima. None attacks the model itself.
         for_models: Models that it is run on; all if empty.
         gradient: Surrogate gradient that the attacked model hands out in place of its own; `for_models` says
             which models have it. What one gradient masks, the other may find.
@@ -107,23 +122,20 @@ class Attack:
     against: str | None = None
     for_models: tuple[str, ...] = ()
     gradient: str | None = None
-    restarts: int = 1
-    eot: int = 1
+    restarts: AtLeastOne = 1
+    eot: AtLeastOne = 1
     every_epsilon: bool = False
     start_from_images: bool = False
     targeted: bool = False
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_key("key", self.key)
-        check_choice("norm", self.norm, get_args(Norm))
-        check_choice("kind", self.kind, get_args(Kind))
         if self.key in (CLEAN, ALL):
             raise ValueError(
                 f"Expected another `key` than {self.key!r}, which names the unperturbed images or the union"
-            )
-        if self.restarts < 1 or self.eot < 1:
-            raise ValueError(
-                f"Expected `restarts` and `eot` of at least 1, but got {self.restarts} and {self.eot}"
             )
         if self.gradient is not None and not self.for_models:
             raise ValueError(
@@ -153,9 +165,8 @@ class SuiteModel:
         name: Its name in the suite.
         title: Its name for readers.
         zoo: Its name in the zoo, if that is another.
-        file: Its weights, if it has no recipe: a path below the folder of trained models.
-        make: The command that makes that file.
-        detectors: Names of the calibrated detectors by which it refuses; see `zoo.load_detectors`.
+        detectors: Names of the calibrated detectors by which it rejects; see `zoo.load_detectors`.
+        guard: The zoo's name of the generative model whose detectors are asked about this model's label.
         gradient: Its surrogate gradient, in place of the default.
         inference: Its budget, in place of the default, as arguments of `with_inference`.
     """
@@ -163,18 +174,23 @@ class SuiteModel:
     name: str
     title: str
     zoo: str | None = None
-    file: str | None = None
-    make: str | None = None
     detectors: tuple[str, ...] = ()
+    guard: str | None = None
     gradient: str | None = None
     inference: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_key("name", self.name)
+        _check_budget("inference", self.inference)
         if self.zoo is not None:
             _check_key("zoo", self.zoo)
-        if (self.file is None) != (self.make is None):
-            raise ValueError(f"Expected `make`, the command that makes `file`, with it, but got {self}")
+        if self.guard is not None and not self.detectors:
+            raise ValueError(
+                f"Expected `detectors` of the guard {self.guard!r} for {self.name!r}, but got none"
+            )
 
     @property
     def weights(self) -> str:
@@ -189,33 +205,42 @@ class Expected:
     Attributes:
         model: Name of the model.
         attack: Key of the attack; `"clean"`; or `"all"`, the union of a norm.
-        value: A share, or a distance where `quantity` is `"median_distance"`.
-        epsilon: Of the number; None is the threat model's, or none at all.
-        norm: Of a union.
+        value: A share, or a distance where `quantity` is one of `LENGTHS`.
+        epsilon: Epsilon of the number; None is the threat model's, or none at all.
+        norm: Norm of a union.
         quantity: What is counted: images labelled rightly whatever the attack did, images labelled wrongly
-            and not rejected, images rejected; or the median length of the perturbation.
+            and not rejected, images rejected; or the median length of the perturbation. At one epsilon:
+            `"reached"`, images labelled as the class that a targeted attack goes for; `"mean_distance"`, the
+            mean length of the perturbations that have success; `"detection"`, examples rejected among those
+            that fool what was attacked; `"reclassified"`, images rightly relabelled among the rejected;
+            `"recovered"`, images right once these are relabelled.
         images: How many the paper measured on; None if it does not say.
     """
 
     model: str
     attack: str
-    value: float
-    epsilon: float | None = None
+    value: NotNegative
+    epsilon: Positive | None = None
     norm: Norm | None = None
     quantity: Quantity = "accuracy"
-    images: int | None = None
+    images: AtLeastOne | None = None
+
+    @property
+    def place(self) -> str:
+        """The number that it is, in words."""
+        bound = "" if self.epsilon is None else f" at {self.epsilon:g}"
+        return f"{self.quantity} of {self.model} under {self.attack} {self.norm or ''}{bound}"
 
     def __post_init__(self) -> None:
-        check_choice("quantity", self.quantity, get_args(Quantity))
-        if self.norm is not None:
-            check_choice("norm", self.norm, get_args(Norm))
+        check_fields(self)
         if (self.attack == ALL) != (self.norm is not None):
             raise ValueError(f"Expected a `norm` with the attack {ALL!r} and with no other, but got {self}")
-        largest = float("inf") if self.quantity == "median_distance" else 1.0
-        if not 0 <= self.value <= largest:
-            raise ValueError(f"Expected `value` in 0..{largest:g}, but got {self.value}")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"Expected `images` of at least 1, but got {self.images}")
+        if self.quantity in ("reached", "mean_distance") and self.attack in (CLEAN, ALL):
+            raise ValueError(
+                f"Expected one attack for the quantity {self.quantity!r}, but got {self.attack!r}"
+            )
+        if self.quantity not in LENGTHS and self.value > 1:
+            raise ValueError(f"Expected `value` of {self.quantity!r} to be at most 1, but got {self.value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +248,7 @@ class Suite:
     """A benchmark as data.
 
     Attributes:
-        name: Of the suite.
+        name: Name of the suite.
         dataset: Name of the dataset whose test images are attacked.
         models: The models, in the order of the table's columns.
         threat_models: One per norm.
@@ -232,10 +257,14 @@ class Suite:
         batch_size: Images per cell: what a kill can cost, and what a query evaluates at once.
         attack_inference: Budget at attack time, as arguments of `with_inference`: those that a model has, and
             no more effort than its own, which verdicts have.
+        attack_again: How often an attack runs again, with other seeds, on images whose claim fell.
+        draws: How often a model that draws noise decides about every image, clean and adversarial. The
+            majority is the headline; the first draw and the worst stand beside it.
         overshoots: Factors by which the perturbation of a minimal-norm attack is lengthened until the example
             survives re-scoring. Such examples lie on the decision boundary of the attacked variant, so that
             otherwise a model that decides at random, or with another budget, looks more robust than it is.
         starting_images: Test images from which `start_from_images` chooses.
+        reclassify: Look again at what a model rejects: label it by the latent that explains it best.
         baseline: Model that the others are compared with in the printed table.
         title: For readers.
         paper: Where the numbers are from, such as "Ju & Wagner 2020, Table 1".
@@ -249,11 +278,14 @@ class Suite:
     models: tuple[SuiteModel, ...]
     threat_models: tuple[ThreatModel, ...]
     attacks: tuple[Attack, ...]
-    samples: int = 100
-    batch_size: int = 50
+    samples: AtLeastOne = 100
+    batch_size: AtLeastOne = 50
     attack_inference: Mapping[str, Parameter] = field(default_factory=dict)
-    overshoots: tuple[float, ...] = (1.0,)
-    starting_images: int = 100
+    attack_again: Annotated[int, Bounds(least=0)] = AGAIN
+    draws: AtLeastOne = DRAWS
+    overshoots: tuple[Annotated[float, Bounds(least=1)], ...] = (1.0,)
+    starting_images: AtLeastOne = 100
+    reclassify: bool = False
     baseline: str | None = None
     title: str = ""
     paper: str = ""
@@ -261,28 +293,25 @@ class Suite:
     reduced: tuple[str, ...] = ()
     expected: tuple[Expected, ...] = ()
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_key("name", self.name)
-        check_choice("scale", self.scale, get_args(Scale))
-        if min(self.samples, self.batch_size, self.starting_images) < 1:
-            raise ValueError(
-                "Expected `samples`, `batch_size` and `starting_images` of at least 1, "
-                f"but got {self.samples}, {self.batch_size} and {self.starting_images}"
-            )
-        if (
-            not self.overshoots
-            or min(self.overshoots) < 1
-            or list(self.overshoots) != sorted(self.overshoots)
-        ):
-            raise ValueError(f"Expected increasing `overshoots` of at least 1, but got {self.overshoots}")
+        if not self.overshoots or list(self.overshoots) != sorted(self.overshoots):
+            raise ValueError(f"Expected increasing `overshoots`, but got {self.overshoots}")
         for name in self.attack_inference:
             check_choice("field of `attack_inference`", name, BUDGET_FIELDS)
+        _check_budget("attack_inference", self.attack_inference)
         _check_unique("attack", [attack.key for attack in self.attacks])
         _check_unique("model", [model.name for model in self.models])
         _check_unique("threat model", self.norms)
         for attack in self.attacks:
             self.threat_model(attack.norm)
             self._check_names(attack)
+        if self.baseline is not None:
+            check_choice("baseline", self.baseline, [model.name for model in self.models])
+        _check_unique("number of `expected`", [number.place for number in self.expected])
         for number in self.expected:
             check_choice("model of `expected`", number.model, [model.name for model in self.models])
             if number.attack != ALL:
@@ -292,7 +321,7 @@ class Suite:
     def _check_names(self, attack: Attack) -> None:
         names = [model.name for model in self.models]
         if attack.against is not None:
-            check_choice(f"against of {attack.key}", attack.against, [*names, BARE, ENCODER])
+            check_choice(f"against of {attack.key}", attack.against, [*names, *PARTS])
         for name in attack.for_models:
             check_choice(f"for_models of {attack.key}", name, names)
 
@@ -302,7 +331,7 @@ class Suite:
         return tuple(threat.norm for threat in self.threat_models)
 
     def threat_model(self, norm: Norm) -> ThreatModel:
-        """Give the threat model of a norm.
+        """Returns the threat model of a norm.
 
         Raises:
             ValueError: If the suite has none.
@@ -313,7 +342,7 @@ class Suite:
         raise ValueError(f"Expected a threat model for every norm of the attacks, but {norm!r} has none")
 
     def attack(self, key: str) -> Attack:
-        """Give the attack of a key.
+        """Returns the attack of a key.
 
         Raises:
             ValueError: If the suite has none.
@@ -322,15 +351,15 @@ class Suite:
         return next(attack for attack in self.attacks if attack.key == key)
 
     def attacks_of(self, model: str) -> tuple[Attack, ...]:
-        """Give the attacks that a model is run under."""
+        """Returns the attacks that a model is run under."""
         return tuple(a for a in self.attacks if not a.for_models or model in a.for_models)
 
     def restricted(self, models: Sequence[str]) -> "Suite":
-        """Give the part that some of the models can run: without what is transferred from the others."""
+        """Returns the part that some of the models can run: without what is transferred from the others."""
         attacks = tuple(
             replace(attack, for_models=tuple(name for name in attack.for_models if name in models))
             for attack in self.attacks
-            if attack.against in (None, BARE, ENCODER, *models)
+            if attack.against in (None, *PARTS, *models)
             and (not attack.for_models or set(attack.for_models) & set(models))
         )
         keys = (CLEAN, ALL, *(attack.key for attack in attacks))
@@ -343,12 +372,12 @@ class Suite:
         )
 
     def model(self, name: str) -> SuiteModel:
-        """Give the entry of a model; one that the suite does not know gets an entry of its own."""
+        """Returns the entry of a model; one that the suite does not know gets an entry of its own."""
         own = SuiteModel(name=name, title=name)
         return next((model for model in self.models if model.name == name), own)
 
     def epsilons(self, attack: Attack) -> tuple[float | None, ...]:
-        """Give the epsilons that an attack runs at; a minimal-norm attack runs once, at None."""
+        """Returns the epsilons that an attack runs at; a minimal-norm attack runs once, at None."""
         if attack.kind == "minimal norm":
             return (None,)
         threat = self.threat_model(attack.norm)
@@ -356,26 +385,20 @@ class Suite:
 
 
 def suite_from_dict(content: Mapping[str, Any]) -> Suite:
-    """Make a suite from what `dataclasses.asdict` gave, after any round trip through JSON.
+    """Builds a suite from the result of `dataclasses.asdict`, also after a round trip through JSON.
 
     Raises:
-        ValueError: If a field is unknown, or its value makes no sense.
+        ValueError: If a field is unknown, or its value is invalid.
     """
     return config_from_dict(Suite, content)
 
 
-def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
-    """Check a name against the known ones.
-
-    Raises:
-        ValueError: If it is none of them; the nearest is named.
-    """
-    if value in choices:
-        return
-    nearest = difflib.get_close_matches(value, choices, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    known = ", ".join(map(repr, choices))
-    raise ValueError(f"Expected `{what}` to be one of {known}, but got {value!r}{hint}")
+def _check_budget(what: str, budget: Mapping[str, Parameter]) -> None:
+    """Checks the values of those fields that a budget of this package has; other models have others."""
+    for name, value in budget.items():
+        for kind in _BUDGETS:
+            if name in {field.name for field in fields(kind)}:
+                checked_field(kind, name, value, f"`{what}.{name}`")
 
 
 def _check_key(what: str, value: str) -> None:
@@ -386,6 +409,7 @@ def _check_key(what: str, value: str) -> None:
 
 
 def _check_unique(what: str, names: Sequence[str]) -> None:
+    names = [name.casefold() for name in names]  # as some disks read the names of files
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"Expected every {what} once, but got {', '.join(map(repr, repeated))} more than once"

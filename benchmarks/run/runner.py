@@ -1,28 +1,30 @@
 """The runner: it works through the cells of a suite, keeps what is finished, and resumes where it stopped."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Int
 
-from ..classifier import Classifier
-from ..data import ImageDataset
+from ..._fields import check_integer, check_seed
+from ..._files import sweep
+from ...contract import Classifier
+from ...data import ImageDataset
+from ...verification import check_epsilon
+from ..suites.model import CLEAN, PARTS, Suite
 from .cells import Cell, plan, read_cell, write_cell
-from .engines import Engine, Source, compute
+from .engines import Engine, compute
 from .environment import compared_versions, environment
-from .execution import Experiment, Outcome, Task, choose_samples
+from .forecast import Forecast
 from .gallery import EXAMPLES, GALLERY, write_arrays
+from .identity import identity
 from .progress import RunProgress, run_progress
-from .references import ModelReference, PickledModel, loaded
+from .references import ModelReference, PickledModel
 from .results import MANIFEST, Failure, Results, begin_run, load_results, record_failure, record_success
-from .suites import BARE, CLEAN, ENCODER, Suite
-from .toolkits import check_attack
+from .tasks import Experiment, Outcome, Task, choose_samples
+from .toolkits import check_attack, registered_attacks
 
 __all__ = ["run_suite"]
 
@@ -40,19 +42,18 @@ def run_suite(
     command: str | None = None,
     show_progress: bool = True,
 ) -> Results:
-    """Run a suite, or go on with it: what is finished in `out` is neither computed again nor lost.
+    """Runs a suite, or go on with it: what is finished in `out` is neither computed again nor lost.
 
     The same seed gives the same results, whatever was killed in between, and however many processes shared
     the work. A cell that fails is written down, and tried again by the next call; the others go on.
 
     Args:
         suite: What to run.
-        models: The models by name, each with the budget that its verdicts are made with, or references that
-            other processes load by themselves.
+        models: The models by name, each with the budget that its verdicts are made with, or references.
         dataset: The test split of the suite's dataset.
         out: Folder of the run.
         samples: Number of test images; the suite's own number if None.
-        seed: Of the choice of test images and of every cell.
+        seed: Seed of the choice of test images and of every cell.
         engine: Where to compute; this process alone if None.
         keep_examples: Keep every adversarial image in `examples/`.
         command: That reproduces the run, for its manifest.
@@ -65,24 +66,34 @@ def run_suite(
         ValueError: If `out` holds a run with other settings, an attack is unknown to its toolkit, a model
             does not fit the dataset, or there are fewer test images than `samples`.
     """
+    seed = check_seed(seed)
+    samples = suite.samples if samples is None else check_integer(samples, "samples", least=0)
     here = {
-        name: loaded(model) if isinstance(model, ModelReference) else model for name, model in models.items()
+        name: model.load() if isinstance(model, ModelReference) else model for name, model in models.items()
     }
     _check_inputs(suite, here, dataset)
     engine = engine or Engine()
-    chosen = choose_samples(dataset, suite.samples if samples is None else samples, seed=seed)
+    chosen = choose_samples(dataset, samples, seed=seed)
     experiment = Experiment(
         suite=suite, dataset=dataset, samples=chosen, seed=seed, keep_examples=keep_examples
     )
     manifest = _manifest(experiment, here)
+    sweep(out)
     begun = (out / MANIFEST).exists()
-    circumstances = {} if begun else {"environment": environment(), "command": command}
+    origins = {
+        name: model.origin if isinstance(model, ModelReference) else "given by the caller"
+        for name, model in models.items()
+    }
+    circumstances = {} if begun else {"environment": environment(), "command": command, "weights": origins}
     run = begin_run(out, manifest, circumstances)
     cells = list(plan(suite, tuple(models), len(chosen)))
     found = {cell: table for cell in cells if (table := read_cell(out, cell, run=run)) is not None}
-    with run_progress(len(cells), finished=len(found), show=show_progress) as progress:
+    waiting = [cell for cell in cells if cell not in found]
+    jobs = engine.jobs or 1
+    forecast = Forecast.probe(experiment, here, waiting, jobs=jobs) if show_progress else None
+    with run_progress(len(cells), finished=len(found), forecast=forecast) as progress:
         keeper = _Keeper(out, run, manifest["versions"], found, progress)
-        sources = {} if engine.in_process else _sources(models)
+        sources = {} if engine.in_process else {name: PickledModel.of(model) for name, model in here.items()}
         # The others repeat the decisions of the clean cells.
         for part in (
             [cell for cell in cells if cell.attack == CLEAN],
@@ -115,29 +126,29 @@ class _Keeper:
         self._failed: set[Cell] = set()
 
     def tasks(self, cells: Sequence[Cell], experiment: Experiment) -> Iterator[Task]:
-        """Give what is still to be computed; an attack whose clean cell failed has to wait for that."""
+        """Returns what is still to be computed; an attack whose clean cell failed has to wait for that."""
         for cell in cells:
             if cell in self._finished or cell in self._failed:
                 continue
             clean = Cell(model=cell.model, attack=CLEAN, epsilon=None, batch=cell.batch)
             if cell != clean and clean not in self._finished:
                 continue
-            predictions = None if cell == clean else _predictions(self._finished[clean])
+            known = {} if cell == clean else _known_of(self._finished[clean])
             self._progress.begin(cell)
-            yield experiment.task(cell, clean_predictions=predictions)
+            yield experiment.task(cell, **known)
 
     def keep(self, cell: Cell, result: Outcome | Failure) -> None:
-        """Write a result down; the cell's own file is the last, so that where it is the others are too."""
+        """Writes a result down; the cell's own file is the last, so that where it is the others are too."""
         if isinstance(result, Failure):
             self._failed.add(cell)
             record_failure(self._out, result)
             self._progress.fail(cell, result.error)
             return
         if result.gallery is not None:
-            write_arrays(self._out, GALLERY, cell, result.gallery)
+            write_arrays(self._out, GALLERY, cell, result.gallery, run=self._run)
         if result.examples is not None:
             kept = {"sample": np.asarray(result.columns["sample"]), "adversarial": result.examples}
-            write_arrays(self._out, EXAMPLES, cell, kept)
+            write_arrays(self._out, EXAMPLES, cell, kept, run=self._run)
         self._finished[cell] = write_cell(
             self._out, cell, run=self._run, columns=result.columns, versions=self._versions
         )
@@ -145,16 +156,10 @@ class _Keeper:
         self._progress.end(cell, self._finished[cell])
 
 
-def _predictions(clean: pa.Table) -> Int[np.ndarray, " batch"]:
-    predictions: Int[np.ndarray, " batch"] = clean["prediction"].to_numpy()
-    return predictions
-
-
-def _sources(models: Mapping[str, Classifier | ModelReference]) -> dict[str, Source]:
-    return {
-        name: model if isinstance(model, ModelReference) else PickledModel.of(model)
-        for name, model in models.items()
-    }
+def _known_of(clean: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns what the others repeat of a clean cell; a prediction is -1 where it is undefined."""
+    right = np.stack([clean["right"].to_numpy(), clean["right_worst"].to_numpy()])
+    return {"clean_predictions": clean["clean_prediction"].to_numpy(), "clean_right": right}
 
 
 def _check_inputs(suite: Suite, models: Mapping[str, Classifier], dataset: ImageDataset) -> None:
@@ -171,9 +176,12 @@ def _check_inputs(suite: Suite, models: Mapping[str, Classifier], dataset: Image
                 f"Expected {name!r} to take images of shape {dataset.input_shape} and {dataset.num_classes} "
                 f"classes, but it takes {model.input_shape} and {model.num_classes}"
             )
+    for threat in suite.threat_models:
+        for epsilon in threat.epsilons:
+            check_epsilon(epsilon, norm=threat.norm, input_shape=dataset.input_shape)
     for attack in suite.attacks:
         check_attack(attack, channels=dataset.input_shape[0])
-        if attack.against not in (None, BARE, ENCODER, *models):
+        if attack.against not in (None, *PARTS, *models):
             raise ValueError(
                 f"Expected the model {attack.against!r}, whose examples {attack.key!r} transfers, but got "
                 f"{', '.join(map(repr, models))}"
@@ -181,51 +189,17 @@ def _check_inputs(suite: Suite, models: Mapping[str, Classifier], dataset: Image
 
 
 def _manifest(experiment: Experiment, models: Mapping[str, Classifier]) -> dict[str, Any]:
-    images, labels = experiment.dataset.images, experiment.dataset.labels
     return {
         "suite": asdict(experiment.suite),
         "dataset": {
             "name": experiment.dataset.name,
             "split": experiment.dataset.split,
-            "sha256": _digest({"images": images, "labels": labels}),
+            "sha256": experiment.dataset.sha256,
         },
+        "attacks": {attack.name: attack.digest for attack in registered_attacks(experiment.suite.attacks)},
         "samples": experiment.samples.tolist(),
         "seed": experiment.seed,
         "keep_examples": experiment.keep_examples,
-        "models": {name: _described_model(model) for name, model in models.items()},
+        "models": {name: identity(model) for name, model in models.items()},
         "versions": compared_versions(experiment.suite),
     }
-
-
-def _described_model(model: Classifier) -> dict[str, Any]:
-    """Say what decides a model's results: its class, weights, settings and device."""
-    settings = {
-        name: _described(getattr(model, name))
-        for name in ("config", "budget", "gradient", "detectors")
-        if hasattr(model, name)
-    }
-    return {
-        "class": type(model).__name__,
-        "weights": _digest(model.state_dict()),
-        "device": str(next(model.parameters()).device),
-        **settings,
-    }
-
-
-def _described(value: Any) -> Any:
-    if is_dataclass(value):
-        content = {field.name: _described(getattr(value, field.name)) for field in fields(value)}
-        return {"class": type(value).__name__, **content}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        return [_described(item) for item in value]
-    return type(value).__name__
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

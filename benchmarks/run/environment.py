@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from ..adapters.registry import registered
-from .suites import OWN, Suite
+from ...adapters.contract import registered
+from ..suites.model import Suite
 
 __all__ = ["compared_versions", "environment", "git_revision"]
 
 
 def compared_versions(suite: Suite) -> dict[str, str]:
-    """Give the versions that a run is bound to: of this package, of torch and of the suite's toolkits."""
+    """Returns the versions that a run is bound to: of this package, of torch and of the suite's toolkits."""
     adapters = registered()
-    toolkits = dict.fromkeys(attack.toolkit for attack in suite.attacks if attack.toolkit != OWN)
+    toolkits = dict.fromkeys(attack.toolkit for attack in suite.attacks)
     names = ("genrobust", "torch", "foolbox")
     versions = {name: version(name) for name in names}
     return versions | {
@@ -29,7 +29,7 @@ def compared_versions(suite: Suite) -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Give everything that could explain why two machines differ, as JSON can hold it."""
+    """Returns everything that could explain why two machines differ, as JSON can hold it."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -44,8 +44,8 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Give the git revision of this package's code, with "+changes" behind it; None outside of a checkout."""
-    # benchmarks/ lies in the repository, or in site-packages, which is none.
+    """Returns the git revision of this package's code, with "+changes" appended; None outside a checkout."""
+    # benchmarks/ lies in a checkout, or in site-packages without a repository.
     folder = Path(__file__).resolve().parent
     revision = _git(folder, ["rev-parse", "HEAD"])
     tracked = revision and _git(folder, ["ls-files", "--error-unmatch", Path(__file__).name])

@@ -1,0 +1,1 @@
+"""The engine: it works through the cells of a suite, keeps what is finished, and resumes."""

@@ -1,0 +1,166 @@
+"""How long a run will take here: a probe of one batch before it starts, corrected by the cells that end."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from ..._brief import one_line
+from ..._modules import cheaper
+from ...contract import Classifier, GenerativeClassifier
+from ...randomness import isolated_rng
+from ..suites.model import CLEAN, Attack, Suite
+from .cells import Cell
+from .execution import judge_of
+from .tasks import Experiment
+from .toolkits import uses_gradients
+
+__all__ = ["BatchSeconds", "Forecast", "queries_of"]
+
+_ROUNDS = ("steps", "max_iter", "n_iter", "nb_iter", "repeats", "n_queries")
+_STEP = (
+    0.01  # a query differs from the last by a step: warm starts profit from that, but not from a repetition
+)
+_LONGER = 1.5  # verdicts a minimal-norm cell takes: some examples are lengthened and judged again
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BatchSeconds:
+    """Seconds that a batch takes.
+
+    Attributes:
+        query: A forward call of the attacked variant.
+        gradient: A forward and a backward call of it.
+        verdict: A decision with the budget of verdicts, by as many draws as they take.
+    """
+
+    query: float
+    gradient: float
+    verdict: float
+
+    __repr__ = one_line
+
+
+def queries_of(attack: Attack) -> int:
+    """Estimates an attack's queries for each image from its parameters; at least 1."""
+    given = attack.parameters
+    rounds = next((int(given[name]) for name in _ROUNDS if name in given), 1)
+    return max(1, rounds * int(given.get("binary_search_steps", 1)) * attack.restarts)
+
+
+@final
+class Forecast:
+    """The time that is left of a run.
+
+    Args:
+        suite: The suite.
+        costs: The cost of a batch, for each model.
+        draws: Draws of noise per query, for each model and attack that has more than one.
+        cells: The cells that are still to be computed.
+        jobs: Cells at once.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        costs: Mapping[str, BatchSeconds],
+        cells: Iterable[Cell],
+        *,
+        draws: Mapping[tuple[str, str], int] | None = None,
+        jobs: int = 1,
+    ) -> None:
+        self._suite, self._costs, self._draws, self._jobs = suite, costs, draws or {}, jobs
+        self._waiting = {cell: self._expected(cell) for cell in cells}
+        self._ended: dict[str, tuple[float, float]] = {}
+
+    @classmethod
+    def probe(
+        cls,
+        experiment: Experiment,
+        models: Mapping[str, Classifier],
+        cells: Iterable[Cell],
+        *,
+        jobs: int = 1,
+    ) -> Self:
+        """Times one batch of every model: a query, a gradient and a verdict, each after a warm-up."""
+        cells, suite = list(cells), experiment.suite
+        names = sorted({cell.model for cell in cells})
+        with isolated_rng(0):
+            costs = {name: _cost_or_none(experiment, name, models) for name in names}
+        draws = {
+            (name, attack.key): attack.eot if models[name].randomized else 1
+            for name in costs
+            for attack in suite.attacks_of(name)
+        }
+        return cls(suite, costs, cells, draws=draws, jobs=jobs)
+
+    def end(self, cell: Cell, seconds: float) -> None:
+        """Takes note of a cell that has ended."""
+        expected = self._waiting.pop(cell, 0.0)
+        before = self._ended.get(cell.model, (0.0, 0.0))
+        self._ended[cell.model] = (before[0] + seconds, before[1] + expected)
+
+    @property
+    def seconds_left(self) -> float:
+        """Expected seconds of the cells that have not ended, given how far off the ended ones were."""
+        left = sum(seconds * self._factor(cell.model) for cell, seconds in self._waiting.items())
+        return left / self._jobs
+
+    def _factor(self, model: str) -> float:
+        taken, expected = self._ended.get(model, (0.0, 0.0))
+        return taken / expected if expected > 0 else 1.0
+
+    def _expected(self, cell: Cell) -> float:
+        cost = self._costs[cell.model]
+        if cell.attack == CLEAN:
+            return cost.verdict
+        attack = self._suite.attack(cell.attack)
+        query = cost.gradient if uses_gradients(attack) else cost.query
+        queries = queries_of(attack) * self._draws.get((cell.model, attack.key), 1)
+        verdicts = _LONGER if attack.kind == "minimal norm" else 1.0
+        return queries * query + verdicts * cost.verdict
+
+
+def _cost_or_none(experiment: Experiment, name: str, models: Mapping[str, Classifier]) -> BatchSeconds:
+    try:
+        return _cost(experiment, name, models)
+    except Exception:
+        return BatchSeconds(
+            query=0.0, gradient=0.0, verdict=0.0
+        )  # its cells will fail, and keep their tracebacks
+
+
+def _cost(experiment: Experiment, name: str, models: Mapping[str, Classifier]) -> BatchSeconds:
+    task = experiment.task(Cell(model=name, attack=CLEAN, epsilon=None, batch=0))
+    images = task.images.batch(slice(None))[0].clone().to(next(models[name].parameters()).device)
+    attacked, suite = models[name], experiment.suite
+    if isinstance(attacked, GenerativeClassifier):
+        attacked = cheaper(attacked, suite.attack_inference)
+    judge = judge_of(task, models[name], seed=0)
+
+    def ask(model: Classifier, x: Tensor) -> None:
+        with torch.no_grad():
+            model(x)
+
+    def differentiate(model: Classifier, x: Tensor) -> None:
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            torch.autograd.grad(model(leaf).sum(), leaf, allow_unused=True)
+
+    return BatchSeconds(
+        query=_seconds(ask, attacked, images),
+        gradient=_seconds(differentiate, attacked, images),
+        verdict=_seconds(ask, judge, images) * (suite.draws if judge.randomized else 1),
+    )
+
+
+def _seconds(call: Callable[[Classifier, Tensor], None], model: Classifier, x: Tensor) -> float:
+    """Times a call after another one, which builds what all calls share."""
+    call(model, x)
+    started = time.monotonic()
+    call(model, x + _STEP * (0.5 - x))
+    return time.monotonic() - started

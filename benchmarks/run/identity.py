@@ -1,0 +1,31 @@
+"""What a run's manifest says of a model, so that no folder is gone on with for another one."""
+
+from typing import Any
+
+import torch
+
+from ..._modules import cheaper
+from ..._settings import probe_images, rounded
+from ...contract import Classifier
+
+__all__ = ["identity"]
+
+# Settings tell budgets apart; behaviour is compared at a fraction of the cost of a verdict.
+_GLANCE = {"candidates": 20, "steps": 0, "expectation_draws": 1, "samples": 1}
+
+
+def identity(model: Classifier) -> dict[str, Any]:
+    """Returns a model's settings, its device, and what it answers about a few fixed images.
+
+    Raises:
+        TypeError: If a setting cannot be written down; the message names it.
+    """
+    device = str(next(model.parameters()).device)
+    return {"behaviour": _behaviour(model), **model.settings(), "device": device}
+
+
+@torch.no_grad()
+def _behaviour(model: Classifier) -> list[Any]:
+    """Returns rounded logits: code that no setting tells of decides too."""
+    shown = cheaper(model.with_randomness("fresh", seed=0), _GLANCE)
+    return rounded(shown(probe_images(model.input_shape, like=next(model.parameters()))))
