@@ -41,15 +41,15 @@ from torch import Tensor, nn  # noqa: E402
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which would fight for the cores
     torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
 
-from genrobust import (  # noqa: E402
+from genrobust import Purified, registry  # noqa: E402
+from genrobust.inference import Codebook, InferenceBudget, KLPrior, LatentObjective, Posterior  # noqa: E402
+from genrobust.models import (  # noqa: E402
     ABS,
     CNN,
     EABS,
     GMVAE,
-    MADVAE,
     MLP,
     ABSConfig,
-    Architecture,
     BayesianMLP,
     BayesianMLPConfig,
     CNNConfig,
@@ -59,19 +59,17 @@ from genrobust import (  # noqa: E402
     DeepBayesConfig,
     EABSConfig,
     GMVAEConfig,
-    InferenceBudget,
-    MADVAEConfig,
     MLPConfig,
     PoolCNN,
     PoolCNNConfig,
-    Purified,
     VaDEClassifier,
     VaDEConfig,
 )
-from genrobust.inference import Codebook, KLPrior, LatentObjective, Posterior  # noqa: E402
-from genrobust.models.conditionals import ConditionalArchitecture  # noqa: E402
-from genrobust.models.pooling import PoolingArchitecture  # noqa: E402
-from genrobust.nets import Conv  # noqa: E402
+from genrobust.nets import Architecture  # noqa: E402
+from genrobust.nets.architectures import Conv  # noqa: E402
+from genrobust.nets.conditionals import ConditionalArchitecture  # noqa: E402
+from genrobust.nets.pooling import PoolingArchitecture  # noqa: E402
+from genrobust.purifiers import MADVAE, MADVAEConfig  # noqa: E402
 from genrobust.randomness import FixedNoise, NoiseSource, isolated_rng  # noqa: E402
 
 settings.register_profile("genrobust", deadline=None)
@@ -121,6 +119,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for name in marker.args:
             if not (Path(root) / f"{name}.npz").is_file():
                 pytest.skip(f"there is no {name}.npz in $GENROBUST_DATA")
+
+
+@pytest.fixture
+def registrations_taken_back() -> Iterator[None]:
+    """Takes back what a test registers."""
+    for known in registry._REGISTRIES:
+        known.names()  # loads what is not the test's own
+    kept = [(known, dict(known._entries)) for known in registry._REGISTRIES]
+    plugins = dict(registry._plugins)
+    yield
+    for known, entries in kept:
+        known._entries = entries
+    registry._plugins.clear()
+    registry._plugins.update(plugins)
 
 
 @pytest.fixture
@@ -267,8 +279,8 @@ class LinearGaussian:
             variational=self.variational,
         )
 
-    def search(self, x: Tensor) -> Posterior:
-        return Codebook(self.objective, self.budget, like=x).search(x)[0]
+    def search(self, x: Tensor) -> list[Posterior]:
+        return [start for start, _ in Codebook(self.objective, self.budget, like=x).search(x)]
 
     def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
         pass

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrobust import Automatic, Envelope, Estimated, InferenceBudget, Joint, Proposal, Unrolled, expectation
-from genrobust.gradients import surrogate_gradient
-from genrobust.inference import Posterior, refine
+from genrobust.eot import expectation
+from genrobust.gradients import Automatic, Envelope, Estimated, Joint, Proposal, Unrolled, surrogate_gradient
+from genrobust.inference import InferenceBudget, Posterior, refine
 from genrobust.randomness import FixedNoise, FreshNoise
 
 Make = Callable[..., Any]
@@ -21,7 +21,7 @@ STRATEGIES = {
     "joint": Joint(),
     "proposal": Proposal(),
     "unrolled": Unrolled(steps=2),
-    "estimated": Estimated(samples=3),
+    "estimated": Estimated(pairs=3),
 }
 
 
@@ -83,14 +83,16 @@ def test_the_envelope_gradient_points_away_from_the_reconstruction_it_scored(
     x = images(model, 3).requires_grad_()
     scores = Envelope().scores(model, x)
     noise = model.noise.stream(part=1)
-    start = model.search(x.detach())
+    start = model.search(x.detach())[0]
     posterior = refine(model.objective, x.detach(), start, noise, budget=model.budget)
-    z = posterior.sample(noise)
-    reconstruction = model.decoders(z).detach()
-    expected = -2 * (x.detach()[:, None] - reconstruction).transpose(0, 1)
+    draws = range(model.budget.expectation_draws if model.variational else 1)
+    latents = [posterior.sample(noise) for _ in draws]
+    reconstructions = torch.stack([model.decoders(z).detach() for z in latents])
+    expected = -2 * (x.detach()[:, None] - reconstructions.mean(0)).transpose(0, 1)
     torch.testing.assert_close(class_gradients(scores, x), expected)
-    cost = (x[:, None] - reconstruction).square().sum((2, 3, 4))
-    torch.testing.assert_close(scores, -cost - model.beta * model.prior(posterior, z))
+    costs = (x[:, None] - reconstructions).square().sum((3, 4, 5))
+    priors = torch.stack([model.prior(posterior, z) for z in latents])
+    torch.testing.assert_close(scores, -(costs + model.beta * priors).mean(0))
 
 
 def test_the_envelope_gradient_is_that_of_the_fully_optimised_score(
@@ -132,8 +134,8 @@ def test_the_envelope_gradient_of_a_variational_posterior_is_right_on_average(
     class AtTheOptimum:
         objective, budget, noise = oracle.objective, oracle.budget, FreshNoise(seeded(0))
 
-        def search(self, _: Tensor) -> Posterior:
-            return start
+        def search(self, _: Tensor) -> list[Posterior]:
+            return [start]
 
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
@@ -150,7 +152,7 @@ def test_the_envelope_gradient_of_a_variational_posterior_is_right_on_average(
 
 
 @each_model
-@pytest.mark.parametrize("strategy", [Envelope(), Estimated(samples=3)], ids=["envelope", "estimated"])
+@pytest.mark.parametrize("strategy", [Envelope(), Estimated(pairs=3)], ids=["envelope", "estimated"])
 def test_no_weight_collects_a_gradient(name: str, strategy: Any, make_model: Make, images: Make) -> None:
     model = make_model(name).with_gradient(strategy)
     x = images(model, 3).requires_grad_()
@@ -169,7 +171,10 @@ def test_the_gradient_at_the_proposal_goes_through_the_encoder(
     name: str, make_model: Make, images: Make
 ) -> None:
     # Without refinement the score is a function of x that can be differenced.
-    model = make_model(name, dtype=torch.float64).with_inference(candidates=0, encoder_proposal=True, steps=0)
+    # The gradient at the proposal is of one draw.
+    model = make_model(name, dtype=torch.float64).with_inference(
+        candidates=0, encoder_proposal=True, steps=0, expectation_draws=1
+    )
     x = images(model, 1)
     leaf = x.clone().requires_grad_()
     gradients = class_gradients(Proposal().scores(model, leaf), leaf)
@@ -272,15 +277,15 @@ def test_the_unrolled_gradient_is_finite_where_refinement_starts_at_the_optimum(
     class AtTheOptimum:
         objective, budget, noise = oracle.objective, oracle.budget, FixedNoise(0)
 
-        def search(self, _: Tensor) -> Posterior:
-            return Posterior(torch.zeros(1, 3, 2, dtype=dtype))
+        def search(self, _: Tensor) -> list[Posterior]:
+            return [Posterior(torch.zeros(1, 3, 2, dtype=dtype))]
 
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
 
     x = oracle.decoders.offsets[:1].detach().reshape(1, 1, 4, 4).clone().requires_grad_()
     model = AtTheOptimum()
-    loss = model.objective.at(x, model.search(x), model.noise.stream())
+    loss = model.objective.at(x, model.search(x)[0], model.noise.stream())
     assert loss[0, 0] == 0  # class 0 decodes z = 0 to this very image: its latent gradient is zero
     gradients = class_gradients(Unrolled(steps=steps).scores(model, x), x)
     assert gradients.isfinite().all()
@@ -386,21 +391,21 @@ def test_a_strategy_stays_itself(strategy: Any) -> None:
 
 def test_unknown_strategy(make_model: Make) -> None:
     known = r"\['auto', 'envelope', 'estimated', 'joint', 'proposal', 'unrolled'\]"
-    with pytest.raises(ValueError, match=rf"`gradient` out of {known}, but got 'bpda'"):
+    with pytest.raises(ValueError, match=rf"`gradient` out of {known} for ABS, but got 'bpda'"):
         make_model("abs").with_gradient("bpda")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Unrolled(steps=0), "`steps` of at least 1, but got 0"),
-        (lambda: Estimated(samples=0), "`samples` of at least 1 and `sigma` above 0, but got 0 and 0.01"),
-        (lambda: Estimated(sigma=0.0), "`samples` of at least 1 and `sigma` above 0, but got 50 and 0.0"),
+        (lambda: Unrolled(steps=0), "`steps` to be at least 1, but got 0"),
+        (lambda: Estimated(pairs=0), "`pairs` to be at least 1, but got 0"),
+        (lambda: Estimated(sigma=0.0), "`sigma` to be above 0, but got 0.0"),
         (
             lambda: Estimated(sigma=math.nan),
-            "`samples` of at least 1 and `sigma` above 0, but got 50 and nan",
+            "`sigma` to be finite, but got nan",
         ),
-        (lambda: Estimated(method="rgf"), "`method` to be 'nes' or 'spsa', but got 'rgf'"),  # type: ignore[arg-type]
+        (lambda: Estimated(method="rgf"), "`method` to be one of 'nes', 'spsa', but got 'rgf'"),  # type: ignore[arg-type]
     ],
     ids=["no step", "no sample", "no length", "nan length", "unknown method"],
 )
@@ -421,8 +426,8 @@ def test_the_estimated_gradient_converges_to_the_envelope(
     class FullyOptimised:
         objective, budget, noise = oracle.objective, oracle.budget, oracle.noise
 
-        def search(self, x: Tensor) -> Posterior:
-            return Posterior(oracle.optimal_mean(x))
+        def search(self, x: Tensor) -> list[Posterior]:
+            return [Posterior(oracle.optimal_mean(x))]
 
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
@@ -432,7 +437,7 @@ def test_the_estimated_gradient_converges_to_the_envelope(
     envelope = class_gradients(Envelope().scores(model, x), x)
     few, many = (
         class_gradients(
-            Estimated(samples=n, sigma=1e-3, method=method, generator=seeded(0)).scores(model, x), x
+            Estimated(pairs=n, sigma=1e-3, method=method, generator=seeded(0)).scores(model, x), x
         )
         for n in (8, 600)
     )
@@ -445,13 +450,13 @@ def test_the_estimated_gradient_converges_to_the_envelope(
 def test_the_estimate_of_a_linear_score_is_unbiased(method: Any, linear_gaussian: Make) -> None:
     oracle, rows, samples = linear_gaussian(), 200, 10
     # With the latents held, antithetic differences of ||x - G(z)||^2 are exactly linear in the direction.
-    held = oracle.search(torch.rand((1, 1, 4, 4), generator=seeded(1)).double())
+    held = oracle.search(torch.rand((1, 1, 4, 4), generator=seeded(1)).double())[0]
 
     class Held:
         objective, budget, noise = oracle.objective, oracle.budget, oracle.noise
 
-        def search(self, x: Tensor) -> Posterior:
-            return Posterior(held.mean.expand(len(x), -1, -1))
+        def search(self, x: Tensor) -> list[Posterior]:
+            return [Posterior(held.mean.expand(len(x), -1, -1))]
 
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
@@ -464,7 +469,7 @@ def test_the_estimate_of_a_linear_score_is_unbiased(method: Any, linear_gaussian
         .requires_grad_()
     )
     expected = class_gradients(Envelope().scores(Held(), x), x)[:, 0]
-    strategy = Estimated(samples=samples, sigma=0.5, method=method, generator=seeded(0))
+    strategy = Estimated(pairs=samples, sigma=0.5, method=method, generator=seeded(0))
     estimates = class_gradients(strategy.scores(Held(), x), x)
     error = estimates.std(1) / math.sqrt(rows)
     assert ((estimates.mean(1) - expected).abs() < 5 * error).all()
@@ -476,7 +481,7 @@ def test_spsa_draws_signs_and_nes_draws_normals(linear_gaussian: Make, linear_im
     x = linear_images.clone().requires_grad_()
     spread = {}
     for method in ("nes", "spsa"):
-        strategy = Estimated(samples=1, method=method, generator=seeded(0))  # type: ignore[arg-type]
+        strategy = Estimated(pairs=1, method=method, generator=seeded(0))  # type: ignore[arg-type]
         gradient = class_gradients(strategy.scores(oracle, x), x)[0].flatten(1).abs()
         spread[method] = (gradient.amax(1) / gradient.amin(1)).min()
     assert spread["spsa"] == pytest.approx(1)
@@ -485,15 +490,15 @@ def test_spsa_draws_signs_and_nes_draws_normals(linear_gaussian: Make, linear_im
 
 def test_successive_estimates_take_new_directions(linear_gaussian: Make, linear_images: Tensor) -> None:
     oracle, x = linear_gaussian(), linear_images.clone().requires_grad_()
-    strategy = Estimated(samples=2, generator=seeded(0))
+    strategy = Estimated(pairs=2, generator=seeded(0))
     first, second = (class_gradients(strategy.scores(oracle, x), x) for _ in range(2))
     assert not torch.equal(first, second)
-    again = Estimated(samples=2, generator=seeded(0))
+    again = Estimated(pairs=2, generator=seeded(0))
     assert torch.equal(class_gradients(again.scores(oracle, x), x), first)
 
 
 def test_scores_without_gradient_take_no_queries(linear_gaussian: Make, linear_images: Tensor) -> None:
-    oracle, strategy = linear_gaussian(), Estimated(samples=2, generator=seeded(0))
+    oracle, strategy = linear_gaussian(), Estimated(pairs=2, generator=seeded(0))
     state = strategy.generator.get_state()
     strategy.scores(oracle, linear_images)
     assert torch.equal(strategy.generator.get_state(), state)
@@ -502,13 +507,13 @@ def test_scores_without_gradient_take_no_queries(linear_gaussian: Make, linear_i
 # Expectation over transformation.
 
 
-def test_the_expectation_is_the_log_mean_exp_of_fresh_draws(make_model: Make, images: Make) -> None:
-    model, samples = make_model("eabs", dtype=torch.float64), 5
+def test_the_expectation_is_the_mean_of_fresh_draws_of_a_bound(make_model: Make, images: Make) -> None:
+    model, count = make_model("eabs", dtype=torch.float64), 5
     x = images(model, 3).requires_grad_()
-    scores = expectation(model, samples, generator=seeded(7)).class_scores(x)
-    draws = model.with_randomness("fresh", generator=seeded(7)).class_scores(torch.cat([x] * samples))
-    draws = draws.reshape(samples, 3, model.num_classes)
-    averaged = draws.exp().mean(0).log()
+    scores = expectation(model, count, generator=seeded(7)).class_scores(x)
+    draws = model.with_randomness("fresh", generator=seeded(7)).class_scores(torch.cat([x] * count))
+    draws = draws.reshape(count, 3, model.num_classes)
+    averaged = draws.mean(0)
     torch.testing.assert_close(scores, averaged)
     assert (draws.std(0) > 0).all()
     torch.testing.assert_close(class_gradients(scores, x), class_gradients(averaged, x))
@@ -525,8 +530,8 @@ def test_more_draws_vary_less(make_model: Make, images: Make) -> None:
     model = make_model("eabs").with_inference(steps=1)
     x = images(model, 2)
 
-    def spread(samples: int) -> float:
-        averaged = expectation(model, samples)
+    def spread(draws: int) -> float:
+        averaged = expectation(model, draws)
         return float(torch.stack([averaged(x) for _ in range(20)]).std(0).mean())
 
     assert spread(16) < 0.6 * spread(1)
@@ -536,8 +541,8 @@ def test_more_draws_steady_the_gradient(make_model: Make, images: Make) -> None:
     model = make_model("eabs").with_inference(steps=1)
     x = images(model, 2).requires_grad_()
 
-    def spread(samples: int) -> float:
-        averaged = expectation(model, samples)
+    def spread(draws: int) -> float:
+        averaged = expectation(model, draws)
         gradients = [torch.autograd.grad(averaged(x)[:, 0].sum(), x)[0] for _ in range(20)]
         return float(torch.stack(gradients).std(0).norm())
 
@@ -587,7 +592,7 @@ def test_variants_of_an_expectation(make_model: Make, images: Make) -> None:
     averaged = expectation(model, 3)
     x = images(model, 2).requires_grad_()
     cheap = averaged.with_inference(steps=0, candidates=5)
-    assert (cheap.samples, cheap.model.budget.steps) == (3, 0)  # type: ignore[union-attr]
+    assert (cheap.draws, cheap.model.budget.steps) == (3, 0)  # type: ignore[union-attr]
     assert averaged.model.budget.steps == model.budget.steps
     unrolled = averaged.with_gradient("unrolled")
     assert isinstance(unrolled.model.gradient, Unrolled)  # type: ignore[union-attr]
@@ -601,7 +606,63 @@ def test_variants_of_an_expectation(make_model: Make, images: Make) -> None:
 
 def test_impossible_expectations(make_model: Make) -> None:
     model = make_model("eabs")
-    with pytest.raises(ValueError, match="`samples` of at least 1, but got 0"):
+    with pytest.raises(ValueError, match="`draws` of at least 1, but got 0"):
         expectation(model, 0)
     with pytest.raises(ValueError, match="`mode` 'fresh' for an expectation over draws, but got 'fixed'"):
         expectation(model, 2).with_randomness("fixed")
+
+
+# Reconstructions.
+
+
+@pytest.mark.parametrize(("gradient", "share"), [("auto", 1.0), ("proposal", 1.0), ("joint", 0.5)])
+def test_reconstructions_have_the_gradient_of_the_encoders_path(
+    gradient: str, share: float, make_model: Make, images: Make
+) -> None:
+    model = make_model("vade", variational=True, dtype=torch.float64)
+    model = model.with_inference(candidates=0, steps=0).with_gradient(gradient)
+    x, step = images(model, 3), 1e-6
+    direction = torch.randn(x.shape, generator=seeded(3), dtype=x.dtype)
+    weights = torch.randn((3, 4, *x.shape[1:]), generator=seeded(4), dtype=x.dtype)
+
+    def value(at: Tensor) -> Tensor:
+        return (weights * model.reconstruct(at)).sum()
+
+    leaf = x.clone().requires_grad_()
+    [slope] = torch.autograd.grad(value(leaf), leaf)
+    with torch.no_grad():
+        measured = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
+    torch.testing.assert_close((slope * direction).sum(), share * measured, rtol=1e-5, atol=1e-8)
+
+
+def test_reconstructions_are_constant_where_the_optimum_is_taken_as_given(
+    make_model: Make, images: Make
+) -> None:
+    model = make_model("eabs").with_gradient("envelope")
+    assert not model.reconstruct(images(model, 2).requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("name", ["unrolled", "estimated"])
+def test_other_strategies_differentiate_reconstructions_too(
+    name: str, make_model: Make, images: Make
+) -> None:
+    model = make_model("eabs").with_gradient(name)
+    leaf = images(model, 2).requires_grad_()
+    [slope] = torch.autograd.grad(model.reconstruct(leaf).square().sum(), leaf)
+    assert slope.isfinite().all()
+    assert slope.abs().max() > 0
+
+
+def test_both_queries_of_a_pair_get_the_same_noise() -> None:
+    noise, seen = FreshNoise(seeded(0)), []
+
+    def query(x: Tensor) -> Tensor:
+        seen.append(noise.stream().normal((1, 1), like=x))
+        return x.flatten(1).sum(1, keepdim=True) + 100 * seen[-1]
+
+    x = torch.full((1, 1, 2, 2), 0.5).requires_grad_()
+    answers = Estimated(pairs=2000, sigma=0.1, generator=seeded(1)).linearized(query, x, noise=noise)
+    [slope] = torch.autograd.grad(answers.sum(), x)
+    torch.testing.assert_close(slope, torch.ones_like(slope), rtol=0, atol=0.15)
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[1], seen[3])

@@ -1,14 +1,27 @@
+import inspect
 import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import genrobust
 
-TOOLKITS = {"art", "advertorch", "autoattack", "eagerpy", "foolbox", "pyautoattack", "torchattacks"}
+TOOLKITS = {
+    "adv_lib",
+    "advertorch",
+    "art",
+    "autoattack",
+    "eagerpy",
+    "foolbox",
+    "pyautoattack",
+    "secmlt",
+    "torchattacks",
+}
 OPTIONAL = {
     "lightning",
     "matplotlib",
@@ -59,48 +72,83 @@ def test_a_planted_import_is_detected(planted: str, tmp_path: Path) -> None:
     assert loaded_by("impure", tmp_path, before="json") == {"impure", planted}
 
 
-def test_adapters_are_loaded_on_first_use() -> None:
+def test_adapters_are_loaded_when_they_are_called() -> None:
     pytest.importorskip("foolbox")
     code = """
 import sys, warnings
-import genrobust
-assert "genrobust.adapters" not in sys.modules
-assert "wrap_for_foolbox" in dir(genrobust)
+from genrobust import *
+assert "genrobust.adapters._foolbox" not in sys.modules
+assert "wrap_for_foolbox" in dir()
 warnings.simplefilter("ignore")
-from genrobust import wrap_for_foolbox
-print(wrap_for_foolbox is sys.modules["genrobust.adapters._foolbox"].wrap_for_foolbox)
+print(type(wrap_for_foolbox(load_model("cnn", dataset="digits"))).__module__)
 """
-    assert run_python(code) == "True\n"
+    assert run_python(code) == "genrobust.adapters._foolbox\n"
 
 
 @pytest.mark.parametrize(
-    ("extra", "package", "title"),
+    ("function", "home"),
     [
-        ("advertorch", "advertorch", "AdverTorch"),
-        ("art", "art", "ART"),
-        ("foolbox", "foolbox", "Foolbox"),
-        ("robustbench", "pyautoattack", "AutoAttack"),
-        ("torchattacks", "torchattacks", "torchattacks"),
+        ("as_torchattacks", "adapters._torchattacks"),
+        ("audit", "auditing.running"),
+        ("evaluate", "benchmarks.evaluate"),
+        ("import_advertorch", "adapters._advertorch"),
+        ("import_advlib", "adapters._advlib"),
+        ("run_autoattack", "adapters._robustbench"),
+        ("wrap_for_advertorch", "adapters._advertorch"),
+        ("wrap_for_advlib", "adapters._advlib"),
+        ("wrap_for_art", "adapters._art"),
+        ("wrap_for_foolbox", "adapters._foolbox"),
+        ("wrap_for_robustbench", "adapters._robustbench"),
+        ("wrap_for_secml", "adapters._secmltorch"),
+        ("wrap_for_torchattacks", "adapters._torchattacks"),
     ],
 )
-def test_a_missing_toolkit_names_the_extra(extra: str, package: str, title: str) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_function_at_the_top_takes_what_its_adapter_takes(function: str, home: str) -> None:
+    try:
+        module = import_module(f"genrobust.{home}")
+    except ImportError as error:
+        pytest.skip(str(error))
+    shown, done = (inspect.signature(getattr(place, function)).parameters for place in (genrobust, module))
+    assert [(entry.name, entry.kind, entry.default) for entry in shown.values()] == [
+        (entry.name, entry.kind, entry.default) for entry in done.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "package", "title", "extra"),
+    [
+        ("advertorch", "advertorch", "AdverTorch", "advertorch"),
+        ("advlib", "adv_lib", "adv-lib", "advlib"),
+        ("art", "art", "ART", "art"),
+        ("foolbox", "foolbox", "Foolbox", "foolbox"),
+        ("robustbench", "pyautoattack", "AutoAttack", "robustbench"),
+        ("secml", "secmlt", "secml-torch", "secmltorch"),
+        ("torchattacks", "torchattacks", "torchattacks", "torchattacks"),
+    ],
+)
+def test_a_missing_toolkit_names_the_extra(call: str, package: str, title: str, extra: str) -> None:
     code = f"""
 import sys
 sys.modules["{package}"] = sys.modules["autoattack"] = None
 import genrobust
 try:
-    genrobust.wrap_for_{extra}
+    genrobust.wrap_for_{call}(None)
 except ImportError as error:
     print(error.name, error)
 """
+    rest = ", then pip install --no-deps adv-lib" if extra == "advlib" else ""
     assert run_python(code) == (
-        f"{package} Expected {title} to be installed: pip install 'genrobust[{extra}]'\n"
+        f"{package} Expected {title} to be installed: pip install 'genrobust[{extra}]'{rest}\n"
     )
 
 
 def test_a_star_import_needs_no_toolkit() -> None:
     hidden = "".join(f"sys.modules[{toolkit!r}] = None\n" for toolkit in sorted(TOOLKITS))
-    assert run_python(f"import sys\n{hidden}from genrobust import *\nprint(CNN.__name__)") == "CNN\n"
+    ran = run_python(
+        f"import sys\n{hidden}from genrobust import *\nprint(evaluate.__name__, wrap_for_art.__name__)"
+    )
+    assert ran == "evaluate wrap_for_art\n"
 
 
 @pytest.mark.parametrize("name", genrobust.__all__)
@@ -110,6 +158,24 @@ def test_every_public_name_is_there(name: str) -> None:
     assert name in dir(genrobust)
 
 
+def test_nothing_else_is_shown() -> None:
+    assert dir(genrobust) == sorted([*genrobust.__all__, "__version__"])
+    assert len(genrobust.__all__) <= 35
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'genrobust' has no attribute 'wrap_for_cleverhans'"):
         _ = genrobust.wrap_for_cleverhans
+
+
+def test_every_room_is_installed() -> None:
+    root = Path(__file__).parents[1]
+    setuptools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    homes = {name: root / folder for name, folder in setuptools["package-dir"].items()}
+    rooms = {
+        ".".join([name, *room.parent.relative_to(home).parts])
+        for name, home in homes.items()
+        for room in home.rglob("__init__.py")
+        if not any(part.is_symlink() for part in [room.parent, *room.parent.parents])
+    }
+    assert rooms == set(setuptools["packages"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gaussians import CLASSES, Gaussians, drawn
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from genrobust import Classifier, SelectiveClassifier
 from genrobust.randomness import isolated_rng
@@ -26,10 +27,10 @@ STEPS, STEP, EPSILON = 8, 0.02, 0.1
 L2_STEP, L2_EPSILON = 0.12, 0.5
 
 
-def by_foolbox(model: Classifier, x: Tensor, y: Tensor, norm: str) -> Tensor:
+def by_foolbox(model: Classifier, x: Tensor, y: Tensor, norm: str, *, steps: int = STEPS) -> Tensor:
     attacks = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}
     step, epsilon = (STEP, EPSILON) if norm == "linf" else (L2_STEP, L2_EPSILON)
-    attack = attacks[norm](steps=STEPS, abs_stepsize=step, random_start=False)
+    attack = attacks[norm](steps=steps, abs_stepsize=step, random_start=False)
     clipped: Tensor = attack(_foolbox.wrap_for_foolbox(model), x, y, epsilons=epsilon)[1]
     return clipped
 
@@ -97,6 +98,49 @@ def test_the_same_pgd_gives_the_same_images_in_all_four(
     assert (results["foolbox"] - x).abs().max() > 0.05
     for toolkit, x_adv in results.items():
         torch.testing.assert_close(x_adv, results["foolbox"], atol=1e-5, rtol=0, msg=toolkit)
+
+
+def by_advlib(model: Classifier, x: Tensor, y: Tensor, _: str) -> tuple[Tensor, Tensor]:
+    """Returns the last image that fools the model, here after all steps."""
+    _advlib = pytest.importorskip("genrobust.adapters._advlib", exc_type=ImportError)
+    settings = {"ε": EPSILON, "steps": STEPS + 1, "absolute_step_size": STEP, "random_init": False}
+    found = _advlib.import_advlib().attacks.pgd_linf(_advlib.wrap_for_advlib(model), x.clone(), y, **settings)
+    return found, torch.full((len(x),), STEPS)
+
+
+def by_secmltorch(model: Classifier, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Returns the images of the greatest loss, and after how many steps each was found."""
+    _secmltorch = pytest.importorskip("genrobust.adapters._secmltorch", exc_type=ImportError)
+    from secmlt.adv.evasion.pgd import PGD
+    from secmlt.trackers.trackers import LossTracker
+
+    step, epsilon = (STEP, EPSILON) if norm == "linf" else (L2_STEP, L2_EPSILON)
+    attack = PGD(norm, epsilon, STEPS + 1, step, backend="native", trackers=[losses := LossTracker()])
+    batch = DataLoader(TensorDataset(x, y), batch_size=len(x))
+    found: Tensor = attack(_secmltorch.wrap_for_secml(model), batch).dataset.tensors[0]
+    return found, losses.get().argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm"),
+    [(by_advlib, "linf"), (by_secmltorch, "linf"), (by_secmltorch, "l2")],
+    ids=["advlib-linf", "secmltorch-linf", "secmltorch-l2"],
+)
+@pytest.mark.parametrize("name", ["cnn", "eabs"])
+def test_so_do_the_two_that_keep_the_best_image(
+    name: str, attack: Make, norm: str, make_model: Make, images: Callable[..., Tensor]
+) -> None:
+    """Neither looks at the image after its last step, so that both are given one step more."""
+    model = make_model(name)
+    x = 0.35 + 0.3 * images(model, 12)
+    y = model(x).argsort(1)[:, -2 if attack is by_advlib else -1]  # adv-lib keeps what is not labelled so
+    with isolated_rng(0):
+        found, steps = attack(model, x, y, norm)
+        for count in steps.unique().tolist():
+            there = steps == count
+            expected = by_foolbox(model, x, y, norm, steps=count) if count else x
+            torch.testing.assert_close(found[there], expected[there], atol=1e-5, rtol=0)
+    assert (steps > STEPS // 2).any()
 
 
 class Table(Classifier):

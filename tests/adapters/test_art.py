@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from victims import bright_images, spread_decisions
 
-from genrobust import expectation
-from genrobust.classifier import Classifier
+from genrobust.contract import Classifier
+from genrobust.eot import expectation
 from genrobust.randomness import isolated_rng
 
 art = pytest.importorskip("art")
@@ -271,7 +271,7 @@ def test_probabilities_sum_to_one_and_majorities_repeat(name: str, make_victim: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eot": 0}, "`eot` of at least 1, but got 0"),
+        ({"eot": 0}, "`eot` to be at least 1, but got 0"),
         ({"eot": 2}, "`eot` of 1 for CNN, which draws no noise, but got 2"),
         ({"output": "scores"}, "`output` out of .*, but got 'scores'"),
         ({"clip_values": (0, 255)}, r"`clip_values` to be an interval within \[0, 1\], but got \(0, 255\)"),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from victims import bright_images, spread_decisions
+from victims import bright_images, craft_with, spread_decisions
 
 from genrobust import attack_every_class, verify
-from genrobust.classifier import Classifier
+from genrobust.contract import Classifier
 from genrobust.randomness import isolated_rng
 
 pytest.importorskip("art")
@@ -83,7 +83,7 @@ def test_attacks_start_at_no_image_that_is_rejected() -> None:
     assert model.predict(x).labels.tolist() == [0, 3, 1]
     entry, estimator = ART.attack("HopSkipJump"), wrap_for_art(model)
     with isolated_rng(0):
-        starts = craft(entry, estimator, x, torch.tensor([0, 1, 1]), max_iter=0).images
+        starts = craft_with(craft, entry, estimator, x, torch.tensor([0, 1, 1]), max_iter=0).images
     assert successes(estimator, starts.numpy(), np.array([0, 1, 1])).all()
 
 
@@ -106,15 +106,15 @@ def test_every_class_in_turn_passes_a_rejection_that_an_untargeted_attack_runs_i
     x, y = torch.tensor([0.9, 0.1]).reshape(1, 1, 1, 2), torch.tensor([0])
     estimator, pgd = wrap_for_art(model), ART.attack("ProjectedGradientDescent")
     settings: dict[str, Any] = {"epsilon": epsilon, "eps_step": 0.02, "max_iter": 60}
-    blind = craft(pgd, estimator, x, y, **settings).images
+    blind = craft_with(craft, pgd, estimator, x, y, **settings).images
     assert compute_success_array(estimator, x.numpy(), y.numpy(), blind.numpy()).all()
     assert not successes(estimator, blind.numpy(), y.numpy()).any()
-    assert verify(model, x, y, blind, "linf", epsilon).rejected.all()
+    assert verify(model, x, y, blind, norm="linf", epsilon=epsilon).rejected.all()
 
     def attack(target: Tensor) -> Tensor:
-        return craft(pgd, estimator, x, target, targeted=True, **settings).images
+        return craft_with(craft, pgd, estimator, x, target, targeted=True, **settings).images
 
-    best, found = attack_every_class(attack, model, x, y, "linf", epsilon)
+    best, found = attack_every_class(model, x, y, attack, norm="linf", epsilon=epsilon)
     assert found.success.all()
     assert successes(estimator, best.numpy(), y.numpy()).all()
 
@@ -132,7 +132,7 @@ def test_gradients_estimated_from_logits_move_nothing_and_verification_says_so(v
         attack = evasion.ProjectedGradientDescent(estimated, eps=0.4, eps_step=0.1, max_iter=8, verbose=False)
         with isolated_rng(0):
             x_adv = attack.generate(x, y)
-        found[output] = verify(victim, images, labels, torch.from_numpy(x_adv), "linf", 0.4)
+        found[output] = verify(victim, images, labels, torch.from_numpy(x_adv), norm="linf", epsilon=0.4)
     assert found["logits"].unchanged.all()
     assert not found["logits"].success.any()
     assert not found["probabilities"].unchanged.any()

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import craft_with
 
 from genrobust import Classifier, attack_every_class, verify
 from genrobust.adapters import AttackEntry
 from genrobust.adapters.catalogues.foolbox import FOOLBOX
-from genrobust.adapters.verification import distance, fresh_variant
+from genrobust.attack_view import InvalidQueryWarning
 from genrobust.randomness import isolated_rng
-from genrobust.views import InvalidQueryWarning
+from genrobust.verification import distance, fresh_variant
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*scipy.ndimage.filters.*", category=DeprecationWarning)
@@ -20,7 +21,7 @@ with warnings.catch_warnings():
     from genrobust.adapters._foolbox import WrongAndAccepted, craft, wrap_for_foolbox
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::genrobust.views.InvalidQueryWarning"),
+    pytest.mark.filterwarnings("ignore::genrobust.attack_view.InvalidQueryWarning"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*failed to draw sufficient random:UserWarning"),
     pytest.mark.filterwarnings("ignore:At the first initialisation the optimizer:UserWarning"),
@@ -85,7 +86,7 @@ def run(name: str, model: Classifier, x: Tensor, y: Tensor, *, epsilon: Any = ..
     epsilon = EPSILONS[entry.norm] if epsilon is ... else epsilon
     parameters = {**CHEAP.get(name, {}), **settings}
     with isolated_rng(0):
-        return craft(entry, wrap_for_foolbox(model), x, y, epsilon=epsilon, **parameters)
+        return craft_with(craft, entry, wrap_for_foolbox(model), x, y, epsilon=epsilon, **parameters)
 
 
 def norm_of(entry: AttackEntry) -> Any:
@@ -269,7 +270,7 @@ def test_claims_on_a_rejecting_model_are_accepted(entry: AttackEntry) -> None:
     x, y = textured()
     model = Bands(rejects=True)
     crafted = run(entry.name, model, x, y)
-    found = verify(model, x, y, crafted.images, norm_of(entry), None, claimed=crafted.claimed)
+    found = verify(model, x, y, crafted.images, norm=norm_of(entry), epsilon=None, claimed=crafted.claimed)
     if entry.name not in STOP_AT_ANYTHING:
         assert not (found.claimed & found.rejected).any()
     assert not found.success[found.rejected].any()
@@ -299,7 +300,7 @@ def test_attacks_pass_through_rejection(name: str) -> None:
     x, y = textured(classes=(0, 2))  # noise is of class 1
     model = Bands(rejects=True)
     crafted = run(name, model, x, y)
-    found = verify(model, x, y, crafted.images, "l2", None, claimed=crafted.claimed)
+    found = verify(model, x, y, crafted.images, norm="l2", epsilon=None, claimed=crafted.claimed)
     assert found.success.all()
     assert found.claimed.all()
 
@@ -325,7 +326,7 @@ def test_plain_misclassification_stops_at_rejection_and_every_class_does_not() -
     model = Bands(rejects=True)
     fmodel = wrap_for_foolbox(model)
     _, images, claimed = foolbox.attacks.DDNAttack(steps=30)(fmodel, x, y, epsilons=None)
-    plain = verify(model, x, y, images, "l2", None, claimed=claimed)
+    plain = verify(model, x, y, images, norm="l2", epsilon=None, claimed=claimed)
     assert plain.claimed.all()
     assert plain.rejected.all()
     assert plain.fell.all()
@@ -333,7 +334,7 @@ def test_plain_misclassification_stops_at_rejection_and_every_class_does_not() -
     def attack(wanted: Tensor) -> Tensor:
         return craft(FOOLBOX.attack("DDNAttack"), fmodel, x, wanted, targeted=True).images
 
-    images, found = attack_every_class(attack, model, x, y, "l2", None)
+    images, found = attack_every_class(model, x, y, attack, norm="l2", epsilon=None)
     assert found.success.all()
     assert (model.predict(images).labels == 1).all()
     torch.testing.assert_close(run("DDNAttack", model, x, y).images, images)
@@ -348,7 +349,7 @@ def test_nan_images_of_newton_fool() -> None:
     with pytest.warns(InvalidQueryWarning):
         crafted = run("NewtonFoolAttack", model, x, y)
     assert crafted.claimed.all()
-    found = verify(model, x, y, crafted.images, "l2", None, claimed=crafted.claimed)
+    found = verify(model, x, y, crafted.images, norm="l2", epsilon=None, claimed=crafted.claimed)
     assert found.not_finite.all()
     assert found.fell.all()
     assert not found.success.any()
@@ -364,26 +365,26 @@ def test_black_images_of_a_starved_search(name: str, stepsize: str, norm: Any) -
     starved = {"steps": 1, "binary_search_steps": 1, "initial_const": 1e-3, stepsize: 0.001}
     crafted = run(name, model, x, y, **starved)
     assert crafted.claimed.all()
-    found = verify(model, x, y, crafted.images, norm, epsilon, claimed=crafted.claimed)
+    found = verify(model, x, y, crafted.images, norm=norm, epsilon=epsilon, claimed=crafted.claimed)
     assert found.black.all()
     assert found.outside_ball.all()
     assert not found.success.any()
     crafted = run(name, model, x, y)
-    found = verify(model, x, y, crafted.images, norm, epsilon, claimed=crafted.claimed)
+    found = verify(model, x, y, crafted.images, norm=norm, epsilon=epsilon, claimed=crafted.claimed)
     assert found.success.all()
     assert not found.black.any()
 
 
 def test_claims_against_a_model_that_decides_at_random(make_model: Make) -> None:
-    model = make_model("eabs")
+    model = make_model("eabs").with_inference(search="distributions", expectation_draws=1)
     x = torch.rand((16, *model.input_shape), generator=torch.Generator().manual_seed(3))
     x *= torch.linspace(0.1, 1, 16)[:, None, None, None]
     y = model.predict(x).labels
     entry = FOOLBOX.attack("DDNAttack")
     with isolated_rng(0):
-        crafted = craft(entry, wrap_for_foolbox(model.with_randomness("fresh")), x, y, steps=15)
+        crafted = craft_with(craft, entry, wrap_for_foolbox(model.with_randomness("fresh")), x, y, steps=15)
     verdicts = [
-        verify(model, x, y, crafted.images, "l2", None, claimed=crafted.claimed, seed=seed)
+        verify(model, x, y, crafted.images, norm="l2", epsilon=None, claimed=crafted.claimed, seed=seed)
         for seed in range(10)
     ]
     counts = torch.tensor([found.success.sum() for found in verdicts]).double()

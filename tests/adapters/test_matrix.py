@@ -14,9 +14,9 @@ from torch import Tensor
 
 from genrobust import Classifier, GenerativeClassifier, load_dataset, load_model, verify
 from genrobust.adapters import Adapter, AttackEntry, available, registered
-from genrobust.adapters.verification import Norm
+from genrobust.attack_view import InvalidQueryWarning
 from genrobust.randomness import isolated_rng
-from genrobust.views import InvalidQueryWarning
+from genrobust.verification import Norm
 
 IMAGES = 8
 ENOUGH = 6  # images that an attack has to fool the CNN on, unless its entry says why it cannot
@@ -27,6 +27,8 @@ BUDGETS: dict[str, dict[str, int]] = {
     "eabs": {"candidates": 200, "steps": 2},
     "vade": {"steps": 2},
 }
+# A goal of every class makes these nine times as long: fewer, longer steps lead as far.
+SHORTER: dict[str, dict[str, float]] = {"IteratedFGSM": {"steps": 10, "step_size": 0.1}}
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::RuntimeWarning"
@@ -74,17 +76,21 @@ def test_it_runs_and_does_what_it_can(
     model, x, y = victims[name]
     if obstacle := adapter.obstacle(entry, channels=x.shape[1]):
         pytest.skip(obstacle)
+    if entry.asks_for:
+        pytest.skip(f"asks for {entry.asks_for}, and has its own tests")
     monkeypatch.chdir(tmp_path)  # some attacks write files where they are
     implementation = adapter.load()
     epsilon = EPSILONS[entry.norm] if entry.needs_epsilon else None
     with isolated_rng(0), warnings.catch_warnings():
         warnings.simplefilter("ignore", InvalidQueryWarning)
         crafted = implementation.craft(
-            entry, implementation.wrap(model, **entry.options), x, y, epsilon=epsilon
+            entry.configured(SHORTER.get(entry.name, {})),
+            *(implementation.wrap(model, **entry.options), x, y),
+            epsilon=epsilon,
         )
     norm: Any = entry.norm if entry.norm in get_args(Norm) else "l2"
     bound = EPSILONS[norm] if entry.norm in get_args(Norm) else None
-    found = verify(model, x, y, crafted.images, norm, bound, claimed=crafted.claimed)
+    found = verify(model, x, y, crafted.images, norm=norm, epsilon=bound, claimed=crafted.claimed)
     record_property("fooled", int(found.success.sum()))
     record_property("flags", str(found))
     assert crafted.images.shape == x.shape
@@ -95,8 +101,7 @@ def test_it_runs_and_does_what_it_can(
 
 
 def test_nearly_every_attack_runs_on_gray_images() -> None:
-    obstacles = [a.obstacle(entry) for a in available().values() for entry in a.attacks]
-    if not obstacles:
-        pytest.skip("no toolkit is installed")
+    every = [a.obstacle(entry) for a in available().values() for entry in a.attacks]
+    obstacles = [obstacle for obstacle in every if not (obstacle or "").startswith("missing package")]
     share = torch.tensor([not obstacle for obstacle in obstacles]).float().mean()
     assert share >= 0.95, [obstacle for obstacle in obstacles if obstacle]

@@ -10,6 +10,7 @@ from genrobust import SelectiveClassifier, attack_every_class
 from genrobust.attacks import fooling_attack, threshold_attack
 from genrobust.attacks.thresholds import _Objective
 from genrobust.selective import calibrate_detector, three_sigma_detectors
+from genrobust.verification.queries import counted_calls
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def test_equation_10_by_hand(classifier: SelectiveClassifier) -> None:
     x = torch.rand((4, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     clean, target = 0.5 * x, torch.tensor([0, 1, 1, 0])
     latent, distance = classifier.detectors
-    loss, reached = _Objective(classifier, 3.0, 1.5, 0.7)(x, clean, target)
+    loss, reached = _Objective(classifier, 3.0, 1.5, 0.7)(x, clean, target).unbind(1)
     for row in range(4):
         k, z = int(target[row]), model.encode(x[row : row + 1])[0]
         error = (x[row] - model.decode(z[None])[0]).square().sum()
@@ -63,7 +64,7 @@ def test_images_stay_in_the_ball(classifier: SelectiveClassifier) -> None:
 def test_the_attack_is_used_like_a_toolkits_own(classifier: SelectiveClassifier) -> None:
     x, y = drawn(classifier.model, 10, seed=1)  # type: ignore[arg-type]
     _, found = attack_every_class(
-        lambda target: threshold_attack(classifier, x, target), classifier, x, y, "linf", 1.0
+        classifier, x, y, lambda goal: threshold_attack(classifier, x, goal), norm="linf", epsilon=1.0
     )
     assert found.success.all()
 
@@ -71,9 +72,27 @@ def test_the_attack_is_used_like_a_toolkits_own(classifier: SelectiveClassifier)
 def test_noise_becomes_an_image_of_a_class(classifier: SelectiveClassifier) -> None:
     noise = torch.rand((8, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert classifier.predict(noise).rejected.all()
-    target = torch.arange(8) % 2
-    images = fooling_attack(classifier, noise, target, steps=150)
-    assert torch.equal(classifier.predict(images).labels, target)
+    goal, black = torch.arange(8) % 2, torch.zeros_like(noise)
+    images = fooling_attack(classifier, black, goal, generator=torch.Generator().manual_seed(0), steps=150)
+    assert torch.equal(classifier.predict(images).labels, goal)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(fooling_attack(classifier, black, goal, generator=generator, steps=0), noise)
+
+
+def test_a_model_without_detectors() -> None:
+    model = LinearAutoencoder()
+    x, y = drawn(model, 3)
+    with pytest.raises(ValueError, match="SelectiveClassifier, but got LinearAutoencoder"):
+        threshold_attack(model, x, y)
+    with pytest.raises(ValueError, match="Expected a Classifier, or a view of one, but got function"):
+        threshold_attack(lambda images: images, x, y)
+
+
+def test_the_objective_is_counted_as_a_query(classifier: SelectiveClassifier) -> None:
+    x, y = drawn(classifier.model, 4, seed=1)  # type: ignore[arg-type]
+    with counted_calls() as calls:
+        threshold_attack(classifier, x, 1 - y, steps=5)
+    assert (calls.queries, calls.gradients) == (4 * 6, 4 * 5)
 
 
 @pytest.mark.parametrize(

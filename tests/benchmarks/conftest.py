@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from genrobust import ABS, CNN, EABS
-from genrobust.benchmarks.results import Results
-from genrobust.benchmarks.suite_files import load_suite
-from genrobust.benchmarks.suites import Attack, Suite, ThreatModel
+from genrobust.benchmarks.run.results import Results
+from genrobust.benchmarks.suites.files import load_suite
+from genrobust.benchmarks.suites.model import Attack, Suite, ThreatModel
 from genrobust.data import ImageDataset, load_dataset
+from genrobust.models import ABS, CNN, EABS
 from genrobust.randomness import isolated_rng
 
-QUICK = load_suite("quick")
+DIGITS = load_suite("digits")
 
 with warnings.catch_warnings():  # Foolbox 3.3.4 imports a deprecated SciPy namespace
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -74,8 +74,8 @@ FAST: dict[str, dict[str, int | float]] = {
 
 @pytest.fixture(scope="session")
 def fast_attacks() -> dict[str, Attack]:
-    """The attacks of `quick` with few steps."""
-    attacks = (replace(attack, parameters=FAST.get(attack.key, {})) for attack in QUICK.attacks)
+    """The attacks of `digits` with few steps."""
+    attacks = (replace(attack, parameters=FAST.get(attack.key, {})) for attack in DIGITS.attacks)
     return {attack.key: attack for attack in attacks}
 
 
@@ -83,7 +83,7 @@ def fast_attacks() -> dict[str, Attack]:
 def small_suite(fast_attacks: dict[str, Attack]) -> Suite:
     keys = ("fgsm", "pgd-linf", "pgd-l2", "deepfool-l2", "boundary")
     return replace(
-        QUICK,
+        DIGITS,
         attacks=tuple(replace(fast_attacks[key], every_epsilon=key == "fgsm") for key in keys),
         threat_models=(
             ThreatModel(norm="linf", epsilon=0.2, curve_epsilons=(0.05, 0.1)),
@@ -108,12 +108,19 @@ def make_results() -> Callable[..., Results]:
                 "model": [row[0] for row in rows],
                 "attack": [row[1] for row in rows],
                 "sample": [row[2] for row in rows],
+                "epsilon": pa.array([None] * len(rows), pa.float64()),
                 "label": [0] * len(rows),
+                "prediction": [int(row[4] or not row[3]) for row in rows],
+                "entropy": [0.5] * len(rows),
+                "goal": pa.array([None] * len(rows), pa.int64()),
+                "reclassified": pa.array([None] * len(rows), pa.int64()),
                 "clean_prediction": [0 if row[3] else 1 for row in rows],
                 "rejected": [False] * len(rows),
                 "claimed": [True] * len(rows),
                 "valid": [bool(np.isfinite(row[5])) for row in rows],
-                "success": [row[4] for row in rows],
+                **{key: [row[3] for row in rows] for key in ("right_first", "right", "right_worst")},
+                **{key: [row[4] for row in rows] for key in ("success_first", "success", "success_worst")},
+                "fell_first": [False] * len(rows),
                 "unstable": [False] * len(rows),
                 "zero_gradient": [False] * len(rows),
                 "distance_linf": [row[5] for row in rows],
@@ -123,7 +130,8 @@ def make_results() -> Callable[..., Results]:
                 "seconds": [0.5] * len(rows),
             }
         )
-        manifest = {"samples": samples, "seed": 0, "versions": {}}
+        dataset = {"name": suite.dataset, "split": "test"}
+        manifest = {"samples": samples, "seed": 0, "versions": {}, "dataset": dataset}
         return Results(folder=Path(), suite=suite, models=models, manifest=manifest, rows=table)
 
     return make

@@ -14,21 +14,23 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import genrobust
-from genrobust import CNN, EABS, GMVAE, SelectiveClassifier, load_model
-from genrobust.benchmarks.cells import Cell
-from genrobust.benchmarks.environment import environment, git_revision
-from genrobust.benchmarks.evaluation import Evaluation, evaluate, for_dataset
-from genrobust.benchmarks.execution import cheaper
-from genrobust.benchmarks.gallery import EXAMPLES, read_gallery
-from genrobust.benchmarks.query import query_rows
-from genrobust.benchmarks.results import Results
-from genrobust.benchmarks.runner import run_suite
-from genrobust.benchmarks.session import BenchOptions, as_csv, as_json, run_bench, summary_table
-from genrobust.benchmarks.suite_files import load_suite
-from genrobust.benchmarks.suites import Attack, Suite, SuiteModel, ThreatModel
-from genrobust.benchmarks.toolkits import craft, uses_gradients
-from genrobust.cli import app
-from genrobust.data import ImageDataset
+from genrobust import SelectiveClassifier, load_model
+from genrobust._modules import cheaper
+from genrobust.benchmarks.evaluate import Evaluation, IncompleteRunError, evaluate, for_dataset
+from genrobust.benchmarks.report.terminal import summary_table
+from genrobust.benchmarks.run.cells import Cell
+from genrobust.benchmarks.run.environment import environment, git_revision
+from genrobust.benchmarks.run.gallery import EXAMPLES, read_gallery
+from genrobust.benchmarks.run.query import query_rows, rows_as_csv, rows_as_json
+from genrobust.benchmarks.run.results import Results
+from genrobust.benchmarks.run.runner import run_suite
+from genrobust.benchmarks.run.toolkits import craft, goals_of, uses_gradients
+from genrobust.benchmarks.suites.files import load_suite
+from genrobust.benchmarks.suites.model import Attack, Expected, Suite, SuiteModel, ThreatModel
+from genrobust.cli.main import app
+from genrobust.cli.running import BenchOptions, run_bench
+from genrobust.data import ImageDataset, load_dataset
+from genrobust.models import CNN, EABS, GMVAE
 from genrobust.zoo import load_detectors
 
 SUITE = """
@@ -95,6 +97,11 @@ def test_anybodys_module_is_evaluated(few: Suite, tmp_path: Path, digits: ImageD
     assert clean.accuracy("model").total == 5
     assert found.query("select count(*) as n from rows")["n"].to_pylist() == [10]
     assert all(path.is_file() for path in found.report())
+    assert "1 models, 5 images, 10 rows, 0 cells missing" in repr(found)
+    for result in (found, found.results, found.summary()):
+        assert len(repr(result)) < 200
+        assert "\n" not in repr(result)
+    assert "<td>FGSM" in found._repr_html_().replace("  ", "")
     text = Console(width=100, record=True, file=None)
     with text.capture() as shown:
         text.print(found.table())
@@ -148,9 +155,9 @@ def test_an_attack_by_a_second_gradient_runs_on_every_model_that_has_it(few: Sui
 def test_a_second_gradient_that_a_model_lacks_fails_its_cell(few: Suite, digits: ImageDataset) -> None:
     attack = replace(few.attacks[0], gradient="proposal", for_models=("cnn",))
     suite = replace(few, attacks=(attack,))
-    found = evaluate(Plain(), suite, compare_with=("cnn",), samples=1, show_progress=False)
-    assert len(found.results.failures) == 1
-    assert "surrogate gradients, but 'cnn' has none" in found.results.failures[0].error
+    with pytest.raises(IncompleteRunError, match="surrogate gradients, but CNN has none") as found:
+        evaluate(Plain(), suite, compare_with=("cnn",), samples=1, show_progress=False)
+    assert len(found.value.evaluation.results.failures) == 1
 
 
 def test_draws_of_noise_are_taken_of_whatever_decides_at_random(few: Suite, tmp_path: Path) -> None:
@@ -202,19 +209,75 @@ def test_a_decision_at_random_is_flagged(few: Suite, digits: ImageDataset, tmp_p
     assert 0 < sum(row["unstable"] for row in rows) < 16
 
 
-def test_a_suite_on_other_images_is_without_the_papers_numbers() -> None:
+def test_a_suite_on_other_images_is_without_the_papers_numbers(digits: ImageDataset) -> None:
     table = load_suite("eabs-table1")
-    moved = for_dataset(table, "digits")
+    moved = for_dataset(table, digits)
     assert (moved.dataset, moved.expected) == ("digits", ())
-    assert "not on the paper's mnist" in moved.reduced[-1]
-    assert for_dataset(table, "mnist") is table
-    with pytest.raises(ValueError, match="did you mean 'digits'"):
-        for_dataset(table, "digit")
+    assert "digits, not mnist" in moved.reduced[-1]
+
+
+def test_images_under_a_borrowed_name_are_without_the_papers_numbers(digits: ImageDataset) -> None:
+    table = load_suite("eabs-table1")
+    moved = for_dataset(table, replace(digits, name="mnist"))
+    assert (moved.dataset, moved.expected) == ("mnist", ())
+    assert "not the test images of mnist" in moved.reduced[-1]
+
+
+def test_a_suite_knows_its_own_images_under_any_name(few: Suite, digits: ImageDataset) -> None:
+    number = Expected(model="cnn", attack="fgsm", value=0.5)
+    known = replace(few, expected=(number,))
+    for images in (digits, replace(digits, name="other")):
+        assert for_dataset(known, images) is known
+    inverted = replace(digits, images=255 - digits.images)
+    assert for_dataset(known, inverted).expected == ()
+
+
+@pytest.mark.parametrize("suite", [None, "quick"])
+def test_anybodys_images_can_be_evaluated(suite: str | None, few: Suite) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = ImageDataset(
+        "mine",
+        "test",
+        torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=generator),
+        torch.arange(6) % 3,
+        ("a", "b", "c"),
+    )
+
+    def model(x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :3]
+
+    found = evaluate(model, suite or few, dataset=images, samples=1, show_progress=False)
+    assert found.results.suite.dataset == "mine"
+    assert not found.results.failures
+
+
+def test_validation_images_can_be_attacked_in_place_of_test_images(few: Suite, cnn: CNN) -> None:
+    number = Expected(model="cnn", attack="fgsm", value=0.5)
+    known = replace(few, expected=(number,), paper="a paper")
+    found = evaluate(cnn, known, split="validation", samples=2, show_progress=False)
+    validation = load_dataset("digits", "validation")
+    written = found.results.manifest["dataset"]
+    assert (written["split"], written["sha256"]) == ("validation", validation.sha256)
+    assert found.rows["label"].to_pylist() == validation.labels[found.rows["sample"].to_pylist()].tolist()
+    assert found.results.suite.expected == ()
+    assert "not the test images of digits" in found.results.suite.reduced[-1]
+    assert "2 validation images" in found.table()._repr_html_()
+    with pytest.raises(ValueError, match="but got 'validation' and images of 'test'"):
+        evaluate(cnn, known, dataset=load_dataset("digits", "test"), split="validation")
+
+
+def test_the_commands_take_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(SUITE.replace('name = "mlp"', 'name = "adv-l2"'), encoding="utf-8")
+    options = BenchOptions(suite="mine.toml", samples=2, split="validation", skip_missing=True)
+    found = run_bench(options)
+    assert found.folder == Path("runs/mine-validation-2-samples-seed-0")
+    assert found.manifest["dataset"]["split"] == "validation"
 
 
 def test_the_gallery_shows_successes_first(finished: Results, digits: ImageDataset, cnn: CNN) -> None:
     cell = Cell(model="cnn", attack="fgsm", epsilon=0.2, batch=0)
-    gallery = read_gallery(finished.folder, cell)
+    gallery = read_gallery(finished.folder, cell, run=finished.run)
     assert gallery is not None
     rows = {row["sample"]: row for row in finished.rows.to_pylist() if row["attack"] == "fgsm"}
     shown = gallery["sample"].tolist()
@@ -235,8 +298,10 @@ def test_the_gallery_shows_successes_first(finished: Results, digits: ImageDatas
 def test_galleries_of_generative_models_have_reconstructions(
     few: Suite, eabs_model: EABS, digits: ImageDataset, tmp_path: Path
 ) -> None:
-    run_suite(few, models={"eabs": eabs_model}, dataset=digits, samples=2, out=tmp_path, show_progress=False)
-    gallery = read_gallery(tmp_path, Cell(model="eabs", attack="fgsm", epsilon=0.2, batch=0))
+    done = run_suite(
+        few, models={"eabs": eabs_model}, dataset=digits, samples=2, out=tmp_path, show_progress=False
+    )
+    gallery = read_gallery(tmp_path, Cell(model="eabs", attack="fgsm", epsilon=0.2, batch=0), run=done.run)
     assert gallery is not None
     assert gallery["reconstructions"].shape == (2, 10, 1, 28, 28)
     assert not list(tmp_path.glob(EXAMPLES))
@@ -256,8 +321,8 @@ def test_kept_examples_are_what_the_rows_judge(finished: Results, cnn: CNN) -> N
 def test_sql_answers_from_the_rows(finished: Results) -> None:
     answer = query_rows(finished.folder, "select attack, count(*) as n from rows group by all order by all")
     assert answer.to_pylist() == [{"attack": "clean", "n": 5}, {"attack": "fgsm", "n": 5}]
-    assert json.loads(as_json(answer))[0] == {"attack": "clean", "n": 5}
-    assert as_csv(answer).splitlines() == ["attack,n", "clean,5", "fgsm,5"]
+    assert json.loads(rows_as_json(answer))[0] == {"attack": "clean", "n": 5}
+    assert rows_as_csv(answer).splitlines() == ["attack,n", "clean,5", "fgsm,5"]
     with pytest.raises(ValueError, match="attak"):
         query_rows(finished.folder, "select attak from rows")
 
@@ -292,7 +357,7 @@ def test_bench_runs_a_file_and_its_exit_status_tells(tmp_path: Path, monkeypatch
         return craft(attack, *arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr("genrobust.benchmarks.execution.craft", fail)
+        patch.setattr("genrobust.benchmarks.run.attempts.craft", fail)
         failed = CliRunner().invoke(app, command)
     assert failed.exit_code == 1, failed.output
     assert "cnn/fgsm@0.3/0000" in failed.output
@@ -338,7 +403,7 @@ def test_missing_weights_are_named_before_anything_runs(tmp_path: Path) -> None:
         run_bench(options)
     with pytest.raises(ValueError, match="`device`"):
         run_bench(BenchOptions(suite="quick", out=tmp_path / "run", device="abacus"))
-    with pytest.raises(ValueError, match=r"surrogate: `python -m genrobust\.benchmarks\.transfer"):
+    with pytest.raises(ValueError, match=r"surrogate.*genrobust train zhang-surrogate --dataset mnist"):
         run_bench(BenchOptions(suite="zhang-table2", folder=tmp_path, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -400,7 +465,8 @@ def test_attacks_of_any_toolkit_run_and_repeat(
         pytest.skip(f"not installed: {attack.toolkit}")
     x, y = digits.batch(slice(3))
     epsilon = 0.1 if attack.kind == "fixed epsilon" else None
-    first, second = (craft(attack, cnn, x, y, epsilon=epsilon, seed=1) for _ in range(2))
+    goals = goals_of(attack, y, 10, seed=1)
+    first, second = (craft(attack, cnn, x, y, goals=goals, epsilon=epsilon, seed=1) for _ in range(2))
     assert torch.equal(first.images, second.images)
     assert uses_gradients(attack) == differentiates
     if epsilon is not None:
@@ -423,7 +489,7 @@ def test_a_model_that_refuses_is_attacked_through_its_refusal(digits: ImageDatas
         title="eq. 10",
         norm="linf",
         kind="fixed epsilon",
-        name="Threshold",
+        name="LinfThreshold",
         toolkit="genrobust",
         parameters={"steps": 2},
     )

@@ -6,10 +6,12 @@ import torch
 from deterministic import Deterministic
 from torch import Tensor, nn
 
+from genrobust.capabilities import Reconstructs
+
 CLASSES, VARIANCE = 3, 0.02
 
 
-class Gaussians(Deterministic):
+class Gaussians(Reconstructs, Deterministic):
     """p(x, y = k) = N(x; mean_k, variance I) / K; the reconstruction is half-way to the mean."""
 
     def __init__(self) -> None:

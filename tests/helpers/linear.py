@@ -6,6 +6,7 @@ import torch
 from deterministic import Deterministic
 from torch import Tensor, nn
 
+from genrobust.capabilities import DecodesMixture, Reconstructs
 from genrobust.inference import LatentObjective, UniformPrior
 
 
@@ -30,7 +31,7 @@ class LinearDecoder(nn.Module):
         return self
 
 
-class LinearAutoencoder(Deterministic):
+class LinearAutoencoder(DecodesMixture, Reconstructs, Deterministic):
     """Two classes in three latents; the encoder is the decoder's inverse."""
 
     means: Tensor

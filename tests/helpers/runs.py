@@ -1,6 +1,5 @@
 """A run that nobody has run: every column made up, written as the runner writes it."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from genrobust.benchmarks.cells import SCHEMA, Cell, plan, write_cell
-from genrobust.benchmarks.results import begin_run
-from genrobust.benchmarks.suite_files import load_suite
-from genrobust.benchmarks.suites import CLEAN, Suite, SuiteModel, ThreatModel
+from genrobust.benchmarks.run.cells import SCHEMA, Cell, plan, write_cell
+from genrobust.benchmarks.run.results import begin_run, load_results
+from genrobust.benchmarks.suites.files import load_suite
+from genrobust.benchmarks.suites.model import CLEAN, Suite, SuiteModel, ThreatModel
 
-QUICK = load_suite("quick")
+DIGITS = load_suite("digits")
 
 Change = Callable[[Cell, dict[str, Any]], None]
 
 SMALL = replace(
-    QUICK,
+    DIGITS,
     models=(SuiteModel(name="cnn", title="CNN"), SuiteModel(name="eabs", title="E-ABS")),
-    attacks=tuple(QUICK.attack(key) for key in ("fgsm", "pgd-linf", "ddn", "deepfool-l2")),
+    attacks=tuple(DIGITS.attack(key) for key in ("fgsm", "pgd-linf", "ddn", "deepfool-l2")),
     threat_models=(
         ThreatModel(norm="linf", epsilon=0.1, curve_epsilons=(0.05, 0.2)),
         ThreatModel(norm="l2", epsilon=1.5, curve_epsilons=(0.5, 1.0, 2.0)),
@@ -51,19 +50,25 @@ def columns(suite: Suite, cell: Cell, samples: Sequence[int], *, seed: int = 0) 
         "epsilon": [cell.epsilon] * count,
         "sample": np.asarray(samples),
         "label": labels,
+        "goal": (labels + 1) % 10 if attack and attack.targeted else [None] * count,
         "clean_prediction": labels,
         "prediction": np.where(success, (labels + 1) % 10, labels),
         "claimed": success | (generator.random(count) < 0.1) if attack else success,
+        "entropy": np.where(success, 0.5, 0.25),
+        "margin": [None] * count,
+        "reclassified": [None] * count,
+        "fooling": [None] * count,
         "valid": np.ones(count, bool),
         "success": success,
+        "attempts": np.full(count, 1 if attack else 0),
         "seconds": np.full(count, 0.25),
         "queries": np.full(count, 20),
         "gradients": np.full(count, 20),
         "seed": np.full(count, seed),
     }
     for name in SCHEMA.names:
-        if name not in made:
-            flags = name in ("rejected", "unstable", "zero_gradient")
+        if name not in made and not name.startswith(("right", "success")):
+            flags = name in ("rejected", "unstable", "zero_gradient", "fell_first")
             made[name] = np.zeros(count, bool) if flags else lengths if attack else np.zeros(count)
     return made
 
@@ -97,6 +102,9 @@ def make_run(
         made = columns(suite, cell, chosen, seed=seed)
         if change:
             change(cell, made)
+        right, won = np.equal(made["clean_prediction"], made["label"]), made["success"]
+        drawn = {"right_first": right, "right": right, "right_worst": right}
+        made = drawn | {"success_first": won, "success_worst": won} | made
         write_cell(folder, cell, run=run, columns=made, versions=manifest["versions"])
     return folder
 
@@ -104,8 +112,9 @@ def make_run(
 def add_galleries(folder: Path, suite: Suite = SMALL, *, channels: int = 1) -> None:
     """Keeps a gallery for every attack at every epsilon; E-ABS has reconstructions."""
     generator = np.random.default_rng(0)
-    names = json.loads((folder / "manifest.json").read_text())["models"]
-    for cell in plan(suite, tuple(names), 1):
+    found = load_results(folder, partial=True)
+    run = found.run
+    for cell in plan(suite, found.models, 1):
         if cell.attack == CLEAN:
             continue
         clean = generator.random((2, channels, 8, 8)).astype(np.float32)
@@ -121,4 +130,4 @@ def add_galleries(folder: Path, suite: Suite = SMALL, *, channels: int = 1) -> N
             arrays["reconstructions"] = generator.random((2, 10, channels, 8, 8)).astype(np.float32)
         path = folder / "gallery" / f"{cell.key}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **arrays)
+        np.savez(path, **arrays, run=np.array(run))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from genrobust import ConvNet, ConvNetConfig
+from genrobust.models import ConvNet, ConvNetConfig
 from genrobust.models.convnets import MAGNET, SUBSTITUTES
-from genrobust.nets import Conv
+from genrobust.nets.architectures import Conv
 
 TABLES: dict[str, list[Any]] = {
     "MagNet": [
@@ -63,8 +63,8 @@ def test_dropout_is_for_training_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden_dropout": 1.0}, r"rates of dropout in \[0, 1\), but got \(0\.0, 0\.0, 1\.0\)"),
-        ({"convolutions": (Conv(4, 40),), "pooled": ()}, r"which they leave \(4, -11, -11\)"),
+        ({"hidden_dropout": 1.0}, "`hidden_dropout` to be at least 0 and below 1, but got 1.0"),
+        ({"convolutions": (Conv(4, 40),), "pooled": ()}, r"which they turn into \(4, -11, -11\)"),
         ({"input_shape": (1, 8, 8)}, r"that the convolutions fit, but got \(1, 8, 8\)"),
     ],
 )

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from genrobust import DeepBayes, DeepBayesConfig, Estimated, expectation, verify
-from genrobust.adapters import verification
-from genrobust.adapters.verification import fresh_variant
-from genrobust.models.amortized import SamplingBudget
-from genrobust.models.conditionals import GRAPHS, ConditionalArchitecture, Graph
+from genrobust import verify
+from genrobust.attack_view import attack_view
+from genrobust.eot import expectation
+from genrobust.gradients import Estimated
+from genrobust.models import DeepBayes, DeepBayesConfig
+from genrobust.models._amortized import SamplingBudget
+from genrobust.nets.conditionals import GRAPHS, ConditionalArchitecture, Graph
 from genrobust.randomness import isolated_rng
-from genrobust.views import attack_view
+from genrobust.verification import fresh_variant
+from genrobust.verification.doors import _CODEBOOK_SEED, _NOISE_SEED
 
 ARCH = ConditionalArchitecture(input_shape=(1, 6, 5), latent_dim=3, channels=(4, 4), hidden=(8,))
 CLASSES, PIXELS = 3, 16
@@ -244,7 +247,7 @@ def test_the_estimated_gradient_points_where_the_exact_one_does() -> None:
     model = small()
     x = pictures(3).requires_grad_()
     exact = torch.autograd.grad(model(x)[:, 0].sum(), x)[0].flatten(1)
-    for gradient in ("estimated", Estimated(samples=200, sigma=1e-3)):
+    for gradient in ("estimated", Estimated(pairs=200, sigma=1e-3)):
         variant = model.with_gradient(gradient)
         assert torch.equal(variant(x), model(x))
         estimate = torch.autograd.grad(variant(x)[:, 0].sum(), x)[0].flatten(1)
@@ -354,8 +357,8 @@ def test_attacks_average_fresh_draws_and_verdicts_use_others() -> None:
     draws = fresh.class_scores(x.repeat(5, 1, 1, 1)).unflatten(0, (5, 6))
     torch.testing.assert_close(view(x), draws.logsumexp(0) - math.log(5))
     y = model.predict(x).labels
-    verdict = verify(model, x, y, (x + 0.3).clamp(0, 1), "linf", 0.3)
-    judge = fresh_variant(model, seed=verification._NOISE_SEED, codebook_seed=verification._CODEBOOK_SEED)
+    verdict = verify(model, x, y, (x + 0.3).clamp(0, 1), norm="linf", epsilon=0.3)
+    judge = fresh_variant(model, seed=_NOISE_SEED, codebook_seed=_CODEBOOK_SEED)
     assert torch.equal(verdict.prediction, judge.predict((x + 0.3).clamp(0, 1)).labels)
     assert not verdict.zero_gradient.any()
 
@@ -417,16 +420,19 @@ def test_what_generates_no_image_reconstructs_none(name: str) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: DeepBayesConfig(likelihood="poisson"), "`likelihood` to be 'gaussian' or 'bernoulli'"),
-        (lambda: DeepBayesConfig(variance=0.0), "`variance` above 0 and `num_classes` of at least 2"),
-        (lambda: DeepBayesConfig(num_classes=1), "`variance` above 0 and `num_classes` of at least 2"),
-        (lambda: SamplingBudget(samples=0), "`samples` and `max_bytes` of at least 1, but got 0"),
-        (lambda: small().with_inference(max_bytes=0), "`samples` and `max_bytes` of at least 1"),
+        (lambda: DeepBayesConfig(likelihood="poisson"), "`likelihood` to be one of 'gaussian', 'bernoulli'"),
+        (lambda: DeepBayesConfig(variance=0.0), "`variance` to be above 0"),
+        (lambda: DeepBayesConfig(num_classes=1), "`num_classes` to be at least 2"),
+        (lambda: SamplingBudget(samples=0), "`samples` to be at least 1, but got 0"),
+        (lambda: small().with_inference(max_bytes=0), "`max_bytes` to be at least 1"),
         (
             lambda: small().with_inference(steps=3),
             r"fields of SamplingBudget, \['max_bytes', .*got \['steps'\]",
         ),
-        (lambda: small().with_gradient("envelope"), "`gradient` to be 'exact' or 'estimated', but got 'env"),
+        (
+            lambda: small().with_gradient("envelope"),
+            r"`gradient` out of \['exact', .*\] for DeepBayes, but got 'env",
+        ),
         (lambda: small()(2 * pictures(1)), r"`x` in \[0, 1\]"),
         (lambda: small().reconstruct(2 * pictures(1)), r"`x` in \[0, 1\]"),
     ],

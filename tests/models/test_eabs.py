@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from genrobust import EABS, Architecture, EABSConfig
 from genrobust.inference import DiscriminatorPrior, KLPrior
-from genrobust.nets import architecture
+from genrobust.models import EABS, EABSConfig
+from genrobust.nets import Architecture
+from genrobust.nets.architectures import architecture
 from genrobust.randomness import isolated_rng
 
 Make = Callable[..., Any]
@@ -96,7 +97,7 @@ def test_every_variant_classifies(variant: str, make_variant: Make, images: Make
     [gradient] = torch.autograd.grad(logits[:, 0].sum(), x)
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
-    assert (model.search(x).log_variance is not None) == SWITCHES[variant][2]
+    assert (model.search(x)[0].log_variance is not None) == SWITCHES[variant][2]
 
 
 @each_variant

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
-from genrobust import GMVAE, GMVAEConfig
 from genrobust.inference import Posterior
-from genrobust.models.pooling import PoolingArchitecture, UpsamplingDecoder
+from genrobust.models import GMVAE, GMVAEConfig
+from genrobust.nets.pooling import PoolingArchitecture, UpsamplingDecoder
 from genrobust.randomness import FixedNoise, isolated_rng
 
 Make = Callable[..., Any]
@@ -190,7 +190,7 @@ def test_gradient_variants(make_model: Make, images: Make) -> None:
     assert x.grad is not None
     assert x.grad.abs().max() > 0
     assert estimated.with_gradient("exact").gradient is None
-    with pytest.raises(ValueError, match="`gradient` to be 'exact' or 'estimated', but got 'envelope'"):
+    with pytest.raises(ValueError, match=r"`gradient` out of \['exact', .*\] for GMVAE, but got 'envelope'"):
         model.with_gradient("envelope")
 
 
@@ -252,11 +252,11 @@ def test_the_objective_is_the_squared_error_alone(make_model: Make, images: Make
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 1}, "`num_classes` of at least 2, and a latent for each, but got 1 and 10"),
-        ({"num_classes": 11}, "a latent for each, but got 11 and 10 latents"),
-        ({"alpha": 0.0}, r"`alpha` above 0, but got 0\.0"),
-        ({"encoder_variance": 0.0}, r"`encoder_variance` above 0, but got 0\.0"),
-        ({"temperature": -1.0}, r"`temperature` above 0, but got -1\.0"),
+        ({"num_classes": 1}, "`num_classes` to be at least 2, but got 1"),
+        ({"num_classes": 11}, "a latent for each of the classes of `num_classes`, but got 11 and 10 latents"),
+        ({"alpha": 0.0}, r"`alpha` to be above 0, but got 0\.0"),
+        ({"encoder_variance": 0.0}, r"`encoder_variance` to be above 0, but got 0\.0"),
+        ({"temperature": -1.0}, r"`temperature` to be above 0, but got -1\.0"),
     ],
 )
 def test_impossible_configs(settings: dict[str, Any], message: str) -> None:
@@ -269,7 +269,7 @@ def test_impossible_configs(settings: dict[str, Any], message: str) -> None:
     [
         ({"input_shape": (1, 30, 28)}, r"`input_shape` to be halved 2 times, .* but got \(1, 30, 28\)"),
         ({"channels": ()}, "halved 0 times, at least once"),
-        ({"latent_dim": 0}, "`latent_dim` and `hidden` of at least 1, but got 0, 128"),
+        ({"latent_dim": 0}, "`latent_dim` to be at least 1, but got 0"),
     ],
 )
 def test_impossible_architectures(settings: dict[str, Any], message: str) -> None:

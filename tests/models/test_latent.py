@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from genrobust import InferenceBudget, expectation
+from genrobust.eot import expectation
+from genrobust.inference import InferenceBudget
 
 Make = Callable[..., Any]
 
@@ -34,7 +35,7 @@ def test_the_default_refines_every_class(make_model: Make, images: Make) -> None
     model = make_model("abs", dtype=torch.float64)
     assert InferenceBudget().refined_classes is None
     x = images(model, 5)
-    assert model.search(x).leading is None
+    assert model.search(x)[0].leading is None
     assert model.predict(x).refined is None
 
 
@@ -48,7 +49,7 @@ def test_marks_are_of_the_scores_beside_them(make_model: Make, images: Make) -> 
         prediction = pruned.predict(x)
         assert prediction.refined.sum(1).tolist() == [1] * 30
         if before is not None:
-            assert torch.equal(prediction.refined, before.search(x).leading)
+            assert torch.equal(prediction.refined, before.search(x)[0].leading)
     assert pruned.predict(x[:0]).refined is None
     assert pruned.with_gradient("unrolled").predict(x).refined is None  # it refines every class, by Adam
 
@@ -69,7 +70,7 @@ def test_as_many_leaders_as_classes_are_all(make_model: Make, images: Make) -> N
 
 
 def test_impossible_pruning() -> None:
-    with pytest.raises(ValueError, match="`refined_classes` of at least 1, but got 0"):
+    with pytest.raises(ValueError, match="`refined_classes` to be at least 1, but got 0"):
         InferenceBudget(refined_classes=0)
 
 
@@ -155,9 +156,10 @@ def test_a_saved_codebook_needs_no_decoding(
     other.load_codebook(path)
     sizes: list[int] = []
     hook = other.objective.decoders.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    assert torch.equal(other.search(x).mean, model.search(x).mean)
+    assert torch.equal(other.search(x)[0].mean, model.search(x)[0].mean)
     hook.remove()
-    assert sum(sizes) <= len(x)  # the encoder's proposal, and no candidate
+    # Images for the encoder's typical variance, and two starts at eight draws: no candidate of the search.
+    assert sum(sizes) <= (32 + 16 * len(x) if name == "eabs" else 2 * len(x))
     assert torch.equal(other(x), expected)
 
 
@@ -169,7 +171,7 @@ def test_a_loaded_codebook_ends_with_the_weights_it_is_of(
     model.save_codebook(path)
     model.load_codebook(path)
     model.load_state_dict(other.state_dict())
-    assert torch.equal(model.search(x).mean, other.search(x).mean)
+    assert torch.equal(model.search(x)[0].mean, other.search(x)[0].mean)
     with pytest.raises(ValueError, match="a codebook of these weights and this budget"):
         model.load_codebook(path)
 
@@ -189,13 +191,13 @@ def test_a_search_in_bfloat16_finds_candidates_as_good(
     model = make_model(name).with_inference(**settings)
     halved = model.with_inference(bfloat16_search=True)
     x = images(model, 20)
-    (_, least), (found, loss) = (m._codebook(x).search(x) for m in (model, halved))
+    [(_, least)], [(found, loss)] = (m._codebook(x).search(x) for m in (model, halved))
     assert halved._codebook(x).codes.dtype == torch.bfloat16
     torch.testing.assert_close(loss, least, rtol=0.01, atol=0.01)
     halved.save_codebook(tmp_path / "codebook")
     restored = make_model(name).with_inference(**settings, bfloat16_search=True)
     restored.load_codebook(tmp_path / "codebook")
-    assert torch.equal(restored.search(x).mean, found.mean)
+    assert torch.equal(restored.search(x)[0].mean, found.mean)
     with pytest.raises(ValueError, match="a codebook of these weights and this budget"):
         model.load_codebook(tmp_path / "codebook")
 
@@ -215,10 +217,10 @@ def test_a_codebook_of_others_is_refused(change: str, make_model: Make, tmp_path
 
 def test_files_that_are_no_codebooks(make_model: Make, tmp_path: Path) -> None:
     model = make_model("abs")
-    with pytest.raises(FileNotFoundError, match="Expected a codebook at"):
+    with pytest.raises(FileNotFoundError, match="Expected a safetensors file at"):
         model.load_codebook(tmp_path / "nothing")
     (tmp_path / "text").write_text("text")
-    with pytest.raises(ValueError, match="is none"):
+    with pytest.raises(ValueError, match="to be a safetensors file, but it failed"):
         model.load_codebook(tmp_path / "text")
     with pytest.raises(ValueError, match="that fits `max_bytes`"):
         model.with_inference(max_bytes=1).save_codebook(tmp_path / "codebook")

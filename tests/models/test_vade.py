@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
-from genrobust import Architecture, InferenceBudget, VaDEClassifier, VaDEConfig, architecture
+from genrobust.capabilities import Reconstructs
 from genrobust.gradients import Envelope
-from genrobust.inference import ClassPrior, Codebook, Posterior, SquaredError, observation
+from genrobust.inference import ClassPrior, Codebook, InferenceBudget, Posterior, SquaredError, observation
 from genrobust.inference.observation import LOG_VARIANCES, HeteroscedasticObservation
-from genrobust.nets import Conv, DecoderBank, EncoderBank
+from genrobust.models import VaDEClassifier, VaDEConfig
+from genrobust.nets import Architecture, architecture
+from genrobust.nets.architectures import Conv
+from genrobust.nets.banks import DecoderBank, EncoderBank
 from genrobust.randomness import isolated_rng
-from genrobust.selective import Reconstructs, calibrate_detector
+from genrobust.selective import calibrate_detector
 
 Make = Callable[..., Any]
 
@@ -141,13 +144,15 @@ def test_the_information_is_the_variance_of_the_score(likelihood: dict[str, Any]
 
 
 @each_likelihood
+@pytest.mark.parametrize("max_bytes", [2**30, 300_000], ids=["decoded fit", "components alone fit"])
 def test_the_codebook_finds_the_best_candidate(
-    likelihood: dict[str, Any], make_model: Make, images: Make
+    max_bytes: int, likelihood: dict[str, Any], make_model: Make, images: Make
 ) -> None:
     model = make_model("vade", dtype=torch.float64, **likelihood)
     x, objective = images(model, 5), model.objective
-    codebook = Codebook(objective, InferenceBudget(candidates=60), like=x)
-    found, loss = codebook.search(x)
+    codebook = Codebook(objective, InferenceBudget(candidates=60, max_bytes=max_bytes), like=x)
+    assert (codebook.decoded is None) == (max_bytes == 300_000)
+    [(found, loss)] = codebook.search(x)
     posteriors = [objective.posterior(draw.expand(5, 4, -1)) for draw in codebook.means]
     every = torch.stack([objective.at(x, posterior, model.noise.stream()) for posterior in posteriors])
     torch.testing.assert_close(objective.at(x, found, model.noise.stream()), loss)
@@ -162,10 +167,14 @@ def test_candidates_are_drawn_where_the_classes_are(likelihood: dict[str, Any], 
     with torch.no_grad():
         model.prior.log_variance.normal_(0, 1, generator=seeded(0))
     draws = torch.randn((2000, 4, 3), generator=seeded(1), dtype=torch.float64)
-    posterior = model.objective.posterior(draws)
+    posterior, literal = (
+        model.objective.posterior(draws, search=search) for search in ("points", "distributions")
+    )
     scale = (0.5 * model.prior.log_variance).exp()
     torch.testing.assert_close((posterior.mean - model.prior.mean) / scale, draws)
-    torch.testing.assert_close(posterior.log_variance, model.prior.log_variance.expand(2000, -1, -1))
+    assert torch.equal(literal.mean, posterior.mean)
+    assert torch.equal(posterior.log_variance, model.objective.spread.expand(2000, 4, -1))
+    torch.testing.assert_close(literal.log_variance, model.prior.log_variance.expand(2000, -1, -1))
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
@@ -396,13 +405,13 @@ def test_detectors_use_reconstructions(make_model: Make, images: Make) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"likelihood": "poisson"}, "`likelihood` to be 'gaussian' or 'bernoulli', but got 'poisson'"),
-        ({"variance": 0.0}, "`variance` above 0, but got 0.0"),
+        ({"likelihood": "poisson"}, "`likelihood` to be one of 'gaussian', 'bernoulli', but got 'poisson'"),
+        ({"variance": 0.0}, "`variance` to be above 0, but got 0.0"),
         ({"likelihood": "bernoulli", "variance": 1.0}, "no `variance` with likelihood 'bernoulli'"),
-        ({"num_classes": 1}, "`num_classes` of at least 2, but got 1"),
-        ({"alpha": 0.0}, "`alpha` above 0, `eta` and `separation` of at least 0, but got 0.0"),
-        ({"eta": -1.0}, "`eta` and `separation` of at least 0, but got None, -1.0 and 10.0"),
-        ({"separation": -1.0}, "at least 0, but got None, 0.0 and -1.0"),
+        ({"num_classes": 1}, "`num_classes` to be at least 2, but got 1"),
+        ({"alpha": 0.0}, "`alpha` to be above 0, but got 0.0"),
+        ({"eta": -1.0}, "`eta` to be at least 0, but got -1.0"),
+        ({"separation": -1.0}, "`separation` to be at least 0, but got -1.0"),
     ],
 )
 def test_impossible_configs(settings: dict[str, Any], message: str) -> None:

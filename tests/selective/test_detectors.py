@@ -11,8 +11,8 @@ import torch
 from gaussians import CLASSES, VARIANCE, Gaussians, drawn
 from torch import Tensor
 
-from genrobust import DeepBayes, DeepBayesConfig
-from genrobust.models.conditionals import ConditionalArchitecture
+from genrobust.models import DeepBayes, DeepBayesConfig
+from genrobust.nets.conditionals import ConditionalArchitecture
 from genrobust.randomness import isolated_rng
 from genrobust.selective import (
     Detector,
@@ -198,7 +198,7 @@ def test_detection_by_a_model_that_searches_latents(
         detector = calibrate_detector(evidence, model, x, y)  # type: ignore[arg-type]
         assert 0 < detector.flags(model, x, y).float().mean() <= 0.05
     cnn = make_model("cnn")
-    with pytest.raises(ValueError, match="a model with `reconstruct`, but got CNN"):
+    with pytest.raises(ValueError, match="a model that is `Reconstructs`, but got CNN"):
         calibrate_detector("distance", cnn, x, y)
 
 
@@ -236,7 +236,10 @@ def test_a_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x, y: calibrate_detector("entropy", m, x, y), "`evidence` out of .*, but got 'entropy'"),
+        (
+            lambda m, x, y: calibrate_detector("entropy", m, x, y),
+            "name of a kind of evidence, but got 'entropy'",
+        ),
         (
             lambda m, x, y: calibrate_detector("logit", m, x, y, false_positive_rate=1.0),
             r"`false_positive_rate` in \(0, 1\), but got 1\.0",
@@ -258,11 +261,11 @@ def test_a_missing_file(tmp_path: Path) -> None:
         ),
         (
             lambda m, x, y: Detector(evidence="kl", thresholds=(1.0,)).flags(m, x, y),
-            "`references` for 'kl' and 'latent' alone",
+            "and (some|no) `references`, but got",
         ),
         (
             lambda m, x, y: Detector(evidence="logit", thresholds=(1.0, 2.0)).flags(m, x, y),
-            "a model of 2 classes, but got one of 3",
+            "thresholds for 3 classes, but got 2",
         ),
         (
             lambda m, x, y: Detector(evidence="logit", thresholds=(1.0,)).flags(m, x, y - 1),

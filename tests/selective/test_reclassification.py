@@ -97,7 +97,7 @@ def test_other_models_and_detectors(make_model: Make, images: Make) -> None:
     eabs, model = make_model("eabs"), LinearAutoencoder()
     x = images(eabs, 40)
     classifier = SelectiveClassifier(eabs, [calibrate_detector("marginal", eabs, x, eabs(x).argmax(1))])
-    with pytest.raises(ValueError, match="a model with `means` and `objective`, but got EABS"):
+    with pytest.raises(ValueError, match="a model that is `DecodesMixture`, but got EABS"):
         reclassify(classifier, x[:2])
     clean = drawn(model, 60)
     classifier = SelectiveClassifier(model, [calibrate_detector("marginal", model, *clean)])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrobust import SelectiveClassifier, verify
-from genrobust.adapters.verification import fresh_variant
 from genrobust.selective import Detector, calibrate_detector, three_sigma_detectors
+from genrobust.verification import fresh_variant
 
 Make = Callable[..., Any]
 
@@ -177,10 +177,10 @@ def test_a_rejected_example_is_no_success() -> None:
     classifier = SelectiveClassifier(MODEL, DETECTORS[1:2])
     x, y = drawn(MODEL, 30)
     accepted = MODEL.means.detach()[(y + 1) % CLASSES]
-    found = verify(classifier, x, y, accepted, "linf", 1.0)
+    found = verify(classifier, x, y, accepted, norm="linf", epsilon=1.0)
     assert found.success.all()
     rejected = torch.zeros_like(x) + torch.eye(2).double()
-    found = verify(classifier, x, y, rejected, "linf", 1.0)
+    found = verify(classifier, x, y, rejected, norm="linf", epsilon=1.0)
     assert found.rejected.all()
     assert not found.success.any()
 
@@ -198,7 +198,7 @@ def test_impossible_classifiers(model: Gaussians, detectors: list[Detector], mes
 
 
 def test_a_unit_is_positive() -> None:
-    with pytest.raises(ValueError, match=r"`unit` above 0, but got 0\.0"):
+    with pytest.raises(ValueError, match=r"`unit` to be above 0, but got 0\.0"):
         Detector(evidence="logit", thresholds=(0.0,), unit=0.0)
     x = MODEL.means.detach()[:1].expand(40, -1, -1, -1)
     assert calibrate_detector("logit", MODEL, x, torch.zeros(40).long()).unit == 1.0

@@ -9,6 +9,7 @@ import torch
 from deterministic import Deterministic
 from torch import Tensor, nn
 
+from genrobust.capabilities import EncodesMixture, Reconstructs
 from genrobust.selective import (
     THREE_SIGMA,
     calibrate_detector,
@@ -24,7 +25,7 @@ COVARIANCES = torch.tensor(
 ).double()
 
 
-class Plane(Deterministic):
+class Plane(EncodesMixture, Reconstructs, Deterministic):
     """Two pixels are the latents, encoded as they are; the reconstruction is the mean of the class."""
 
     means: Tensor
@@ -132,7 +133,7 @@ def test_too_few_images_for_a_covariance() -> None:
 
 def test_a_model_without_a_mixture(make_model: Make, images: Make) -> None:
     model = make_model("deep-bayes")
-    with pytest.raises(ValueError, match="a model with `encode` and `means`, but got DeepBayes"):
+    with pytest.raises(ValueError, match="a model that declares `EncodesMixture`, but got DeepBayes"):
         chi_square_detector(model, images(model, 40), torch.arange(40) % 4)
 
 

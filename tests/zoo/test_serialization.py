@@ -1,5 +1,7 @@
 """Models come back as they were saved, or not at all."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,39 +9,36 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genrobust import (
+from genrobust import Classifier, Purified, load_plugin
+from genrobust.data import dataset_info
+from genrobust.models import (
     ABS,
     CNN,
     EABS,
-    MADVAE,
     MLP,
     ABSConfig,
     Adversary,
     BayesianMLP,
     BayesianMLPConfig,
-    Classifier,
     CNNConfig,
-    ComDefend,
-    ComDefendConfig,
     ConvNet,
     ConvNetConfig,
     DeepBayes,
     DeepBayesConfig,
     EABSConfig,
-    LatentProjection,
-    MADVAEConfig,
     MLPConfig,
     PoolCNN,
     PoolCNNConfig,
-    Purified,
     VaDEClassifier,
     VaDEConfig,
 )
-from genrobust.models.amortized import SamplingBudget
-from genrobust.models.conditionals import ConditionalArchitecture, graph
+from genrobust.models._amortized import SamplingBudget
 from genrobust.models.eabs import PUBLISHED_BUDGET
-from genrobust.nets import Architecture, Conv
-from genrobust.zoo.serialization import config_from_dict, read_model, save_model
+from genrobust.nets.architectures import Architecture, Conv
+from genrobust.nets.conditionals import ConditionalArchitecture, graph
+from genrobust.purifiers import MADVAE, ComDefend, ComDefendConfig, LatentProjection, MADVAEConfig
+from genrobust.zoo import registered
+from genrobust.zoo.weight_files import Precision, config_from_dict, read_model, save_model
 
 ARCH = Architecture(
     input_shape=(1, 8, 8),
@@ -113,6 +112,59 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.predict(x).probabilities, model.predict(x).probabilities)
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_precision_rounds_what_has_axes_and_nothing_else(
+    name: str, precision: Precision, tmp_path: Path
+) -> None:
+    model: Classifier = MODELS[name]()
+    save_model(model, tmp_path / "model.safetensors", precision=precision)
+    loaded = read_model(tmp_path / "model.safetensors").state_dict()
+    for key, value in model.state_dict().items():
+        rounded = value.to(getattr(torch, precision)) if value.ndim >= 2 else value
+        assert loaded[key].dtype == value.dtype
+        assert torch.equal(loaded[key], rounded.to(value.dtype)), key
+    whole = tmp_path / "whole.safetensors"
+    save_model(model, whole)
+    assert (tmp_path / "model.safetensors").stat().st_size < whole.stat().st_size
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_inference_needs_nothing_that_a_shipped_file_leaves_out(name: str, tmp_path: Path) -> None:
+    model: Classifier = MODELS[name]()
+    path, again = tmp_path / "model.safetensors", tmp_path / "again.safetensors"
+    save_model(model, path, for_inference=True)
+    loaded = read_model(path)
+    save_model(loaded, again)
+    assert read_model(again).state_dict().keys() == loaded.state_dict().keys()
+    left_out = {"abs": {"encoders"}, "purified": {"purifier.scale", "classifier.encoders"}}.get(name, set())
+    missing = model.state_dict().keys() - loaded.state_dict().keys()
+    assert {part for part in left_out if any(key.startswith(f"{part}.") for key in missing)} == left_out
+    assert all(any(key.startswith(f"{part}.") for part in left_out) for key in missing)
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.predict(x).probabilities, model.predict(x).probabilities)
+
+
+def test_a_part_that_is_left_out_is_named_by_what_needs_it(tmp_path: Path) -> None:
+    save_model(MODELS["abs"](), tmp_path / "model.safetensors", for_inference=True)
+    model = read_model(tmp_path / "model.safetensors")
+    assert isinstance(model, ABS)
+    with pytest.raises(ValueError, match="a model with its encoders"):
+        model.with_inference(encoder_proposal=True)(torch.rand(1, 1, 8, 8))
+
+
+def test_weights_that_do_not_fit_a_precision(tmp_path: Path) -> None:
+    model = MODELS["mlp"]()
+    with torch.no_grad():
+        model.layers[0].weight[0, 0] = 1e5
+    save_model(model, tmp_path / "wide.safetensors", precision="bfloat16")
+    with pytest.raises(ValueError, match=r"fit float16, but layers\.0\.weight has a maximum of 100000"):
+        save_model(model, tmp_path / "model.safetensors", precision="float16")
+    with pytest.raises(ValueError, match="`precision` out of"):
+        save_model(model, tmp_path / "model.safetensors", precision="int8")  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.safetensors"]
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         read_model(tmp_path / "none.safetensors")
@@ -122,7 +174,7 @@ def test_torn_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_model(MODELS["cnn"](), path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="Expected a safetensors file"):
+    with pytest.raises(ValueError, match="to be a safetensors file"):
         read_model(path)
 
 
@@ -150,3 +202,69 @@ def test_a_purifier_alone_is_no_classifier(tmp_path: Path) -> None:
 def test_unknown_config_field() -> None:
     with pytest.raises(ValueError, match=r"\['depth'\]"):
         config_from_dict(CNNConfig, {"num_classes": 3, "depth": 4})
+
+
+PLUGIN = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from genrobust import Classifier, register_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatConfig:
+    num_classes: int
+    input_shape: tuple[int, int, int]
+
+
+class Flat(Classifier):
+    def __init__(self, config: FlatConfig) -> None:
+        super().__init__(input_shape=config.input_shape, num_classes=config.num_classes)
+        self.config = config
+        self.layer = nn.LazyLinear(config.num_classes)
+        self.layer(torch.zeros(1, *config.input_shape).flatten(1))
+
+    def logits(self, x):
+        return self.layer(x.flatten(1))
+
+
+@register_model("flat", classes={Flat: FlatConfig})
+def flat(info):
+    return Flat(FlatConfig(num_classes=info.num_classes, input_shape=info.input_shape))
+"""
+
+
+def test_a_strangers_class_is_read_where_its_plugin_is_loaded_and_named_where_it_is_not(
+    tmp_path: Path, registrations_taken_back: None
+) -> None:
+    plugin, weights = tmp_path / "mine.py", tmp_path / "flat.safetensors"
+    plugin.write_text(PLUGIN)
+    module = load_plugin(plugin)
+    model = registered.MODELS.get("flat").build(dataset_info("digits"))
+    save_model(model, weights)
+    loaded = read_model(weights)
+    assert type(loaded) is module.Flat
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded(x), model(x))
+    script = "import sys; from genrobust.zoo import read_model; read_model(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(weights)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "got 'Flat'; load mine.py first, by `--plugin` or `genrobust.load_plugin`" in done.stderr
+
+
+def test_a_class_that_only_bears_a_registered_name_is_not_saved(tmp_path: Path) -> None:
+    impostor = type("CNN", (CNN,), {})
+    with pytest.raises(ValueError, match="a class that `register_model` was told"):
+        save_model(impostor(MODELS["cnn"]().config), tmp_path / "model.safetensors")
+
+
+def test_a_file_brings_no_code(tmp_path: Path) -> None:
+    for name in ("os.system", "subprocess.Popen", "builtins.eval"):
+        path = tmp_path / "model.safetensors"
+        save_file({"x": torch.zeros(1)}, path, metadata={"model": name, "config": '{"command": "true"}'})
+        with pytest.raises(ValueError, match="registered class"):
+            read_model(path)

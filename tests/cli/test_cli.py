@@ -1,0 +1,99 @@
+"""The commands as a user types them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from genrobust import list_models
+from genrobust.cli.main import app, main
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*")
+
+
+def test_models_lists_every_shipped_model() -> None:
+    result = CliRunner().invoke(app, ["models"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    for name, dataset in list_models():
+        assert any(name in line and dataset in line for line in result.output.splitlines())
+
+
+def test_train_writes_weights_and_card_and_resumes(tmp_path: Path) -> None:
+    command = ["train", "cnn", "--dataset", "digits", "--out", str(tmp_path), "--seed", "1"]
+    command += ["--evaluate", "90", "--batch-size", "256", "--accelerator", "cpu"]
+    for epochs in ("1", "2"):
+        result = CliRunner().invoke(app, [*command, "--epochs", epochs])
+        assert result.exit_code == 0, result.output
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert (card["model"], card["seed"], card["epochs"]) == ("cnn", 1, 2)
+    assert card["clean_accuracy"]["images"] == 90
+    assert card["clean_accuracy"]["value"] > 0.3
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "card.json",
+        "checkpoint.pt",
+        "model.safetensors",
+        "training.json",
+    }
+
+
+def test_audit_answers_first_and_writes_its_page(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    page = tmp_path / "audit.html"
+    command = ["audit", "cnn", "--images", "8", "--check", "zero gradient", "--check", "transfer"]
+    result = CliRunner().invoke(app, [*command, "--html", str(page)], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("believable up to here: ")
+    assert "zero gradient" in page.read_text()
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(result.stdout)["images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "resnet"], "'resnet'"),
+        (["train", "cnn", "--dataset", "mnits"], "mnist"),
+        (["train", "cnn", "--epochs", "0"], "`epochs`"),
+        (["train", "adv-linf", "--dataset", "coil20"], "`initial`"),
+        (["audit", "vit"], "'vit'"),
+        (["audit", "cnn", "--norm", "l0"], "`norm`"),
+        (["bench", "quick", "--models", "vit"], "'vit'"),
+        (["bench", "quick", "--samples", "0"], "`samples`"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if arguments[0] in ("audit", "bench"):
+        pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["genrobust", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error.startswith("Error: Expected")
+    assert message in error
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["genrobust", "show", "deep-bayes"])
+    for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "genrobust.pictures.drawing", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error == "Error: Expected matplotlib to be installed: pip install 'genrobust[all]'"
