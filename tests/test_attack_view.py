@@ -281,6 +281,15 @@ def test_an_attack_may_stray_by_a_step_or_with_few_images() -> None:
             assert view(batch).isfinite().all()
 
 
+def test_after_its_first_query_an_attack_may_look_far_ahead() -> None:
+    x, _ = load_dataset("digits", "test").batch(slice(8))
+    view = attack_view(load_model("cnn", dataset="digits"))
+    view(x)
+    ahead = 5 * x - 2
+    with pytest.warns(InvalidQueryWarning):
+        assert torch.equal(view(ahead), view(ahead.clamp(0, 1)))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8), (64,)])
 def test_other_shapes_are_refused(make_model: Make, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="Expected `x` of shape"):

@@ -98,7 +98,8 @@ class AttackView(Query):
     """A classifier for toolkits: no query aborts an attack or leaves a gradient in the weights.
 
     Attacks that look ahead, probe around an image or overstep the bounds query points slightly outside
-    [0, 1]. The view then evaluates the nearest image and passes gradients on unchanged. Attacks that divide
+    [0, 1]. The view then evaluates the nearest image and passes gradients on unchanged. Only the first query,
+    which holds the clean images, must be in that range. Attacks that divide
     by a vanished gradient query NaN. The view then returns NaN for such rows, because an error would end the
     attack on the other images of the batch. Both cases raise a warning, and verification judges the result.
     Backward passes reach only the images, so that weights get no gradient. Training mode is the exception,
@@ -115,22 +116,26 @@ class AttackView(Query):
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
+        self._asked = False
         self.eval()
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
         """Returns the model's logits; rows that are not finite get NaN with a gradient of zero.
 
         Raises:
-            ValueError: If `x` is not a batch of images of this model, or most of its images are in another
-                range than [0, 1].
+            ValueError: If `x` is not a batch of images of this model, or most images of the first query are
+                in another range than [0, 1].
             TypeError: If `x` is not a tensor.
         """
         device = next(self.model.parameters()).device
         check_layout(x, input_shape=self.model.input_shape, device=device)
         values = x.detach()
-        if valid_images(values).all():
+        inside = bool(valid_images(values).all())
+        if not inside and not self._asked:
+            check_typical(values)
+        self._asked = True
+        if inside:
             return self._answer(x)
-        check_typical(values)
         warnings.warn(
             "An attack asked about points outside of [0, 1]: it was answered about the nearest images, or "
             "NaN where they are not finite",

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 RANGE_TOLERANCE = 1e-6
-STRAY = 0.2  # mean distance of an image's pixels from [0, 1]; an attack's step strays by less
+STRAY = 0.3  # mean distance of pixels from [0, 1]; an attack may start at less (ShadowAttack at 0.25)
 
 
 def check_images(
@@ -77,13 +77,12 @@ def check_range(x: Tensor) -> None:
 
 
 def check_typical(x: Float[Tensor, "batch channels height width"]) -> None:
-    """Checks that the typical image is in [0, 1], where an attack may overstep.
+    """Checks that the typical image is in [0, 1], where an attack may start outside by a step.
 
-    An attack that oversteps moves few images or pixels far, or all of them by a step. Images that are not
-    scaled, or that are normalised by a mean and a deviation, are far outside as a rule.
+    Images that are not scaled, or that are normalised by a mean and a deviation, are far outside as a rule.
 
     Raises:
-        ValueError: If most images are more than 0.2 away from [0, 1], in the mean of their pixels.
+        ValueError: If most images are more than 0.3 away from [0, 1], in the mean of their pixels.
     """
     away = (x - x.clamp(0, 1)).abs().nan_to_num(0, 0, 0).flatten(1).mean(1)
     if 2 * int((away > STRAY).sum()) > len(x):

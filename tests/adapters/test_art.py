@@ -195,6 +195,7 @@ def test_far_points_are_answered_about_the_nearest_image(make_victim: Make) -> N
     estimator = wrap_for_art(model)
     x, y = chosen(model)
     far = np.where(x > 0.5, x + 7, np.where(x < 0.1, x - 7, x))
+    estimator.predict(x)  # the first query is of images
     with pytest.warns(UserWarning, match="points outside of"):
         answers = estimator.predict(far)
     np.testing.assert_array_equal(answers, estimator.predict(far.clip(0, 1)))
@@ -273,7 +274,7 @@ def test_probabilities_sum_to_one_and_majorities_repeat(name: str, make_victim: 
     [
         ({"eot": 0}, "`eot` to be at least 1, but got 0"),
         ({"eot": 2}, "`eot` of 1 for CNN, which draws no noise, but got 2"),
-        ({"output": "scores"}, "`output` out of .*, but got 'scores'"),
+        ({"output": "scores"}, "`output` to be one of .*, but got 'scores'"),
         ({"clip_values": (0, 255)}, r"`clip_values` to be an interval within \[0, 1\], but got \(0, 255\)"),
         ({"clip_values": (1, 0)}, "`clip_values` to be an interval"),
     ],

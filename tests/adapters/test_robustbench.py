@@ -15,6 +15,7 @@ from victims import bright_images, craft_with, spread_decisions
 from genrobust import attack_every_class
 from genrobust.contract import Classifier
 from genrobust.randomness import isolated_rng
+from genrobust.verification import AGAIN
 
 pyautoattack = pytest.importorskip("pyautoattack")
 
@@ -166,7 +167,7 @@ def test_autoattack_takes_the_wrapped_model_as_it_is(name: str, make_victim: Mak
     adversary.logger = silent_logger()  # pyautoattack 0.1 fails where a flag is raised
     with isolated_rng(0):
         direct, _ = adversary.run_standard_evaluation(x, y)
-    result = run_autoattack(model, x, y, epsilon=0.2, attacks=attacks, budget=SMALL)
+    result = run_autoattack(model, x, y, epsilon=0.2, attacks=attacks, budget=SMALL, again=0)
     assert torch.equal(result.images, direct)
     assert result.verification.claimed.any()
 
@@ -493,10 +494,10 @@ def test_targeted_square_passes_the_rejection() -> None:
         ({"attacks": []}, "at least one attack"),
         ({"epsilon": 0}, "`epsilon` above 0 and finite, but got 0.0"),
         ({"epsilon": math.nan}, "`epsilon` above 0"),
-        ({"batch_size": 0}, "`batch_size` of at least 1"),
+        ({"batch_size": 0}, "`batch_size` to be at least 1"),
         ({"package": "foolbox"}, "`package` out of"),
         ({"eot": 2}, "draws no noise"),
-        ({"output": "labels"}, "`output` out of"),
+        ({"output": "labels"}, "`output` to be one of"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str, unchecked_types: None) -> None:
@@ -690,7 +691,8 @@ def test_the_repositorys_version_runs_through_the_same_seam(repository: Any, tra
     budget = AutoAttackBudget(n_iter=7, n_queries=8, n_restarts=2, eot_iter=3)
     settings: dict[str, Any] = {"epsilon": 0.1, "budget": budget, "package": "autoattack"}
     result = run_autoattack(Optimising(), x, y, **settings)
-    (made,) = FakeAutoAttack.made
+    made, *again = FakeAutoAttack.made
+    assert len(again) == AGAIN  # every claim falls
     assert (made.norm, made.verbose, made.device) == ("Linf", False, torch.device("cpu"))
     assert (made.apgd.n_iter, made.fab.n_iter, made.square.n_queries, made.fab.n_restarts) == (7, 7, 8, 2)
     assert made.apgd_targeted.n_target_classes == 3

@@ -186,6 +186,7 @@ def test_points_outside_are_answered_about_the_nearest_image(make_victim: Make) 
     wrapped = wrap_for_torchattacks(model)
     x, labels = chosen_with_ends(model)
     points = 5 * x - 2
+    wrapped(x)  # the first query is of images
     answers, gradients = [], []
     for leaf in (points.requires_grad_(), points.detach().clamp(0, 1).requires_grad_()):
         answers.append(wrapped(leaf))
@@ -275,7 +276,8 @@ def test_attacks_run_on_a_generative_classifier(entry: AttackEntry, make_victim:
     norm: Any = entry.norm
     found = verify(model, x, labels, x_adv, norm=norm, epsilon=radius(entry))
     assert not (found.not_finite | found.outside_range | found.outside_ball).any(), str(found)
-    assert found.claimed.any(), str(found)
+    # DeepFool stops on the boundary, where other noise decides against what the attacked model still says.
+    assert (found.claimed | found.success).any(), str(found)
 
 
 @pytest.mark.parametrize(
