@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,17 @@ def query_rows(folder: Path, sql: str) -> pa.Table:
 
 
 def rows_as_json(answer: pa.Table) -> str:
-    """Returns the answer as a JSON list of objects; what is not finite is null."""
+    """Returns the answer as a JSON list of objects; what is not finite is null.
+
+    Raises:
+        ValueError: If two columns have one name, of which an object would lose one.
+    """
     names = answer.column_names
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(
+            f"Expected columns of different names, but got {min(twice)!r} twice: rename one by `as`"
+        )
     return json.dumps([dict(zip(names, map(_plain, row), strict=True)) for row in _rows(answer)], indent=2)
 
 
@@ -76,7 +84,11 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
-    return float(value) if isinstance(value, Decimal | Fraction) else str(value)
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, Decimal):  # a sum of integers has no decimals
+        return float(value) if value.as_tuple().exponent else int(value)
+    return str(value)
 
 
 def confusion(folder: Path, model: str) -> pa.Table:

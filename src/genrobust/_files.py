@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "sha256_of", "sweep", "write_atomically", "write_json"]
+__all__ = ["is_file", "read_json", "sha256_of", "sweep", "write_atomically", "write_json"]
 
 SUFFIX = ".part"
 DAY = 24 * 60 * 60  # seconds after which a writer on another machine is taken for dead
@@ -49,6 +49,16 @@ def write_atomically(path: str | os.PathLike[str], *, exclusive: bool = False) -
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_file(path: Path) -> bool:
+    """Returns whether there is such a file; a name that is too long for one is the name of none."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Generic, TypeVar, final
 
+from ._files import is_file
+
 __all__ = ["PluginSource", "Registry", "load_only", "load_plugin", "plugin_sources"]
 
 T = TypeVar("T")
@@ -183,7 +185,7 @@ def load_plugin(path: str | Path) -> ModuleType:
     if not isinstance(path, str | Path):
         raise TypeError(f"Expected `path` to be a string or a Path, but got {type(path).__name__}")
     path = Path(path).expanduser().resolve()
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"Expected a plug-in at {path}, but there is no such file")
     if path.suffix != ".py":
         raise ValueError(f"Expected a plug-in to be a Python file, but got {path}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from .._console import say
+from .._fields import AtLeastOne, Seed, check_fields
 from ..benchmarks.evaluate import for_dataset
 from ..benchmarks.run.engines import Engine
 from ..benchmarks.run.references import ModelReference, missing_weights, reference
@@ -25,8 +26,8 @@ class BenchOptions:
     suite: str
     scale: Scale = "small"
     out: Path | None = None
-    samples: int | None = None
-    seed: int = 0
+    samples: AtLeastOne | None = None
+    seed: Seed = 0
     models: str | None = None
     dataset: str | None = None
     split: Split = "test"
@@ -37,6 +38,9 @@ class BenchOptions:
     engine: Engine = field(default_factory=Engine)
     keep_examples: bool = False
     command: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def run_bench(options: BenchOptions) -> Results:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from .._brief import one_line
+from .._fields import AtLeastZero, ImageShape, check_fields
 from ..registry import Registry
 from .splits import StoredSplit
 
@@ -34,19 +35,18 @@ class DatasetInfo:
     """
 
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: ImageShape
     class_names: tuple[str, ...]
     load: Loader | None = field(default=None, repr=False)
     torchvision_class: str | None = None
     subset_of: str | None = None
-    kept: tuple[int, ...] = ()
+    kept: tuple[AtLeastZero, ...] = ()
     test_sha256: str | None = field(default=None, repr=False)
 
     __repr__ = one_line
 
     def __post_init__(self) -> None:
-        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
-            raise ValueError(f"Expected `input_shape` of (C, H, W), but got {self.input_shape}")
+        check_fields(self)
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"Expected a `class_names` for every class once, but got {self.class_names}")
         if len(self.kept) != (len(self.class_names) if self.subset_of else 0):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._arrays import ArrayFile
 from .._fields import checked
+from .._files import is_file
 from .images import ImageDataset
 from .known import DATASETS, Arrays, DatasetInfo
 from .splits import Split, StoredSplit, held_out_images
@@ -35,7 +36,7 @@ def dataset_info(name: str, *, root: str | os.PathLike[str] | None = None) -> Da
     if name in DATASETS:
         return DATASETS.get(name)
     path = _file(name, root)
-    if path.name == f"{name}.npz" and path.is_file():
+    if path.name == f"{name}.npz" and is_file(path):
         return _described(name, path)
     try:
         return DATASETS.get(name)
@@ -151,7 +152,7 @@ def _described(name: str, path: Path) -> DatasetInfo:
 
 
 def _read_files(split: StoredSplit, info: DatasetInfo, path: Path) -> tuple[str, Arrays]:
-    if path.is_file():
+    if is_file(path):
         with ArrayFile.open(path) as archive:
             x, y = (archive.read(f"{axis}_{split}") for axis in "xy")
             if split == "train" and (groups := _read_groups(archive, y, path)) is not None:

@@ -1,16 +1,17 @@
 """Warm starts: a query starts from the latents of the last one and skips classes that cannot win."""
 
+import threading
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._brief import one_line
-from .objective import Posterior
+from .objective import LatentObjective, Posterior
 
-__all__ = ["Memory"]
+__all__ = ["LastCall", "Memory"]
 
 CONTENDERS = 2  # the winner, and the runner-up that an attacker's margin is measured to
 
@@ -77,3 +78,35 @@ class Memory:
     def rows(self, rows: slice) -> Self:
         """Returns the memory of some images of the batch."""
         return type(self)(self.images[rows], self.posterior.rows(rows), self.roots[rows])
+
+
+@final
+class LastCall(threading.local):
+    """What the last call leaves behind. Every thread has its own, so that none reads another one's images.
+
+    Attributes:
+        refined: False for classes that were not refined; None if all were.
+        memory: Where a warm start begins; None without one.
+        objective: The objective of the call. Other weights have another one, which `memory` does not serve.
+    """
+
+    refined: Bool[Tensor, "batch classes"] | None = None
+    memory: Memory | None = None
+    objective: LatentObjective | None = None
+
+    def see(
+        self, refined: Bool[Tensor, "batch classes"] | None, memory: Memory | None, objective: LatentObjective
+    ) -> None:
+        """Stores what a call leaves behind."""
+        self.refined, self.memory, self.objective = refined, memory, objective
+
+    def memory_of(
+        self, x: Float[Tensor, "batch channels height width"], objective: LatentObjective
+    ) -> Memory | None:
+        """Returns the memory, if it is of this objective and of as many images."""
+        if self.memory is None or self.objective is not objective or self.memory.images.shape != x.shape:
+            return None
+        return self.memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # copies and other processes begin with nothing

@@ -29,7 +29,7 @@ from ..inference import (
 from ..inference.cache import Derived, codebook_key
 from ..inference.search.files import fingerprint, read_codebook, write_codebook
 from ..inference.search.starts import best_starts
-from ..inference.warm_start import Memory
+from ..inference.warm_start import LastCall, Memory
 from ..nets.banks import DecoderBank, EncoderBank
 from ..randomness import FixedNoise, NoiseSource, standard_normal
 
@@ -78,7 +78,7 @@ class LatentClassifier(
         validation_budget: The inference budget with which the training loop compares epochs.
     """
 
-    caches: ClassVar[frozenset[str]] = frozenset({"_derived", "_remembered", "_refined"})
+    caches: ClassVar[frozenset[str]] = frozenset({"_derived", "_last"})
     validation_budget: ClassVar[Mapping[str, Any]] = {
         "candidates": 500,
         "encoder_proposal": True,
@@ -119,8 +119,7 @@ class LatentClassifier(
         self.noise: NoiseSource = FixedNoise(0)
         self._log_constant = log_constant
         self._derived = Derived()
-        self._remembered: Memory | None = None
-        self._refined: Tensor | None = None
+        self._last = LastCall()
         self.set_parts_training(False)
 
     @without_autocast
@@ -209,13 +208,11 @@ class LatentClassifier(
         losses: Float[Tensor, "batch classes"],
     ) -> None:
         """Stores which classes were refined and, if the budget asks for a warm start, the final latents."""
-        self._refined = posterior.leading
-        if self.budget.warm_start:
-            self._remembered = Memory.after(self._memory_of(x), x, posterior, losses)
+        memory = Memory.after(self._memory_of(x), x, posterior, losses) if self.budget.warm_start else None
+        self._last.see(posterior.leading, memory, self.objective)
 
     def _memory_of(self, x: Float[Tensor, "batch channels height width"]) -> Memory | None:
-        memory = self._remembered
-        return memory if memory is not None and memory.images.shape == x.shape else None
+        return self._last.memory_of(x, self.objective)
 
     def _search_rows(
         self, x: Float[Tensor, "batch channels height width"], memory: Memory | None
@@ -269,8 +266,8 @@ class LatentClassifier(
 
     @property
     def refined_at_last_call(self) -> Bool[Tensor, "batch classes"] | None:
-        """False for classes that the last call did not refine; None if it refined all of them."""
-        return self._refined
+        """False for classes that this thread's last call did not refine; None if it refined all of them."""
+        return self._last.refined
 
     def propose(self, x: Float[Tensor, "batch channels height width"]) -> Posterior:
         """Returns the encoder's output for every class, differentiable in `x`."""
@@ -398,4 +395,4 @@ class LatentClassifier(
         return super()._variant(_derived=self._derived, **attributes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_derived": Derived(), "_remembered": None, "_refined": None}
+        return {**self.__dict__, "_derived": Derived(), "_last": LastCall()}
