@@ -101,6 +101,7 @@ WRONG: Mapping[str, Callable[[Any], Iterable[Any]]] = {
     "function": lambda _: NOTHING,
     "images": no_images,
     "labels": no_labels,
+    "classes": lambda good: [value for value in no_labels(good) if np.shape(value) != (9,)],  # of any number
     "mask": no_mask,
 }
 
@@ -284,7 +285,7 @@ def doors(make_model: Make, images: Make) -> dict[str, Door]:
         "criterion_for_foolbox": Door(
             genrobust.criterion_for_foolbox,
             {"labels": y, "num_classes": 4},
-            {"labels": "labels", "num_classes": "count"},
+            {"labels": "classes", "num_classes": "count"},
         ),
         "as_torchattacks": Door(
             genrobust.as_torchattacks,

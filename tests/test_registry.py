@@ -13,6 +13,8 @@ import pytest
 from genrobust import registry as registry_module
 from genrobust.registry import PluginSource, Registry, load_only, load_plugin, plugin_sources
 
+pytestmark = pytest.mark.usefixtures("registrations_taken_back")
+
 
 @pytest.fixture
 def registry() -> Iterator[Registry[Any]]:

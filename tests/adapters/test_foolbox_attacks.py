@@ -95,8 +95,11 @@ def norm_of(entry: AttackEntry) -> Any:
 
 def named(entry: AttackEntry) -> Any:
     """An entry as a parameter: compiling Brendel and Bethge's optimisers takes half a minute each."""
-    marks = [pytest.mark.slow, pytest.mark.skipif(bool(entry.obstacle()), reason=entry.obstacle())]
-    return pytest.param(entry, id=entry.name, marks=marks if entry.requires else [])
+    if not entry.requires:
+        return pytest.param(entry, id=entry.name)
+    mark = pytest.mark.slow if entry.norm == "l2" else pytest.mark.matrix
+    marks = [mark, pytest.mark.skipif(bool(entry.obstacle()), reason=entry.obstacle())]
+    return pytest.param(entry, id=entry.name, marks=marks)
 
 
 each_entry = pytest.mark.parametrize("entry", [named(entry) for entry in FOOLBOX.attacks])

@@ -323,6 +323,15 @@ def test_sql_answers_from_the_rows(finished: Results) -> None:
     assert answer.to_pylist() == [{"attack": "clean", "n": 5}, {"attack": "fgsm", "n": 5}]
     assert json.loads(rows_as_json(answer))[0] == {"attack": "clean", "n": 5}
     assert rows_as_csv(answer).splitlines() == ["attack,n", "clean,5", "fgsm,5"]
+    twice = query_rows(finished.folder, "select 1 as n, 2 as n")
+    with pytest.raises(
+        ValueError, match=r"columns of different names, but got 'n' twice: rename one by `as`"
+    ):
+        rows_as_json(twice)
+    exact = query_rows(
+        finished.folder, "select sum(9007199254740993::hugeint) as n, [1, 2] as both from rows"
+    )
+    assert json.loads(rows_as_json(exact)) == [{"n": 10 * 9007199254740993, "both": [1, 2]}]
     with pytest.raises(ValueError, match="attak"):
         query_rows(finished.folder, "select attak from rows")
 

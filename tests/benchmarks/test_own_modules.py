@@ -86,6 +86,7 @@ def test_without_noise_there_is_one_variant(images: Tensor) -> None:
     assert plain.with_randomness("fresh", seed=1) is plain
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_draws_average_noise_that_a_batch_shares(noisy: WrappedModule, images: Tensor) -> None:
     clean = noisy.module.linear(images.flatten(1))  # type: ignore[operator]

@@ -78,6 +78,8 @@ def bench(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "genrobust",
         "bench",
         "quick",
+        "--models",
+        "abs",
         "--jobs",
         "2",
         "--out",

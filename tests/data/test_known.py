@@ -59,7 +59,7 @@ def test_a_part_of_a_data_set_is_data() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_shape": (20, 20)}, r"`input_shape` of \(C, H, W\)"),
+        ({"input_shape": (20, 20)}, "`input_shape` to be 3 values"),
         ({"class_names": ("a", "a")}, "for every class once"),
         ({"kept": (1,)}, "`kept` with `subset_of`"),
         ({"subset_of": "digits"}, "`kept` with `subset_of`"),

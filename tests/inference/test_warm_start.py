@@ -1,6 +1,7 @@
 """What a query knows from the last one, against minima in closed form."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -96,3 +97,22 @@ def test_models_that_draw_are_not_pruned(make_model: Make, images: Make) -> None
     model = make_model("eabs", dtype=torch.float64).with_inference(warm_start=True, method="bfgs")
     x = images(model, 4)
     assert all(model.predict(x).refined is None for _ in range(3))
+
+
+def test_a_memory_does_not_outlive_its_weights(make_model: Make, images: Make) -> None:
+    other, x = make_model("abs", seed=1), images(make_model("abs"), 6)
+    model = make_model("abs").with_inference(warm_start=True)
+    model.predict(x)
+    model.load_state_dict(other.state_dict())
+    fresh = other.with_inference(warm_start=True).predict(x)
+    assert torch.equal(model.predict(x).scores, fresh.scores)
+
+
+def test_threads_read_their_own_last_call(make_model: Make, images: Make) -> None:
+    model = make_model("abs").with_inference(refined_classes=1, warm_start=True)
+    batches = [images(model, size) for size in (2, 3, 5, 7)]
+    wanted = [model.with_inference(refined_classes=1).predict(x) for x in batches]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for mine, one in zip(pool.map(model.predict, batches), wanted, strict=True):
+            assert torch.equal(mine.refined, one.refined)
+            assert torch.equal(mine.scores, one.scores)

@@ -48,6 +48,7 @@ def test_a_start_is_no_worse_than_the_proposal(name: str, dataset: str, budget: 
     assert (chosen < proposal - 1).float().mean() > 0.2  # and candidates are of use
 
 
+@pytest.mark.slow
 def test_the_search_to_the_letter_takes_worse_starts_than_the_proposal() -> None:
     model, (x, _) = shipped("eabs", "digits", candidates=2000, **LETTER), digits(16)
     [start] = model.search(x)
@@ -71,17 +72,17 @@ def test_accuracy_does_not_fall_as_candidates_grow() -> None:
     x, y = digits(200)
     right = [
         int((shipped("eabs", "digits", candidates=count, steps=0)(x).argmax(1) == y).sum())
-        for count in (0, 100, 500, 2000, 8000)
+        for count in (0, 100, 4000)
     ]
     assert min(right) >= right[0] - 2
-    letter = shipped("eabs", "digits", candidates=8000, steps=0, **LETTER)
+    letter = shipped("eabs", "digits", candidates=4000, steps=0, **LETTER)
     assert int((letter(x).argmax(1) == y).sum()) < right[0] - 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dataset", "budget"), SHIPPED)
 def test_two_seeds_of_noise_agree(name: str, dataset: str, budget: dict[str, Any]) -> None:
-    x, _ = digits(150)
+    x, _ = digits(100)
     model = shipped(name, dataset, candidates=500, steps=20, **budget)
     first, second = (model.with_randomness("fresh", seed=seed)(x).argmax(1) for seed in (1, 2))
     assert (first == second).float().mean() >= 0.99

@@ -136,6 +136,7 @@ def test_a_classifier_without_noise_judges_itself(cnn: CNN) -> None:
     assert fresh_variant(cnn, seed=0, codebook_seed=0) is cnn
 
 
+@pytest.mark.slow
 def test_the_estimated_gradient_of_a_suite_is_asked_from_scores_alone(
     eabs_model: EABS, digits: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

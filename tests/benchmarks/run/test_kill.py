@@ -34,7 +34,7 @@ from genrobust.data import ImageDataset
 from genrobust.training.building import train_recipe
 from genrobust.zoo import read_model
 
-KILLS = int(os.environ.get("GENROBUST_KILLS", "300"))  # of all kinds of work together
+KILLS = int(os.environ.get("GENROBUST_KILLS", "60"))  # of all kinds of work together
 SAMPLES = 10
 STOPPED = 7  # exit status of a child that SIGTERM has stopped
 KEY = ("model", "attack", "epsilon", "sample")
@@ -158,7 +158,7 @@ def check(out: Path) -> None:
         json.loads(path.read_text(encoding="utf-8"))
     for path in out.rglob("[!.]*.npz"):
         with np.load(path) as arrays:
-            assert all(len(arrays[name].shape) for name in arrays.files), path
+            assert all(arrays[name].size for name in arrays.files), path  # reads every member
     for path in out.rglob("[!.]*.safetensors"):
         read_model(path)
     for path in out.rglob("[!.]*.pt"):

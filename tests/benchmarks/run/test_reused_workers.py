@@ -12,7 +12,10 @@ import torch
 import genrobust
 from genrobust.benchmarks.run.attempts import TransferMemory
 from genrobust.benchmarks.run.cells import Cell
+from genrobust.benchmarks.run.engines import Engine
 from genrobust.benchmarks.run.execution import execute
+from genrobust.benchmarks.run.references import reference
+from genrobust.benchmarks.run.runner import run_suite
 from genrobust.benchmarks.run.tasks import Experiment, Task
 from genrobust.benchmarks.suites.model import Attack, Suite, SuiteModel
 from genrobust.data import ImageDataset
@@ -83,22 +86,31 @@ def test_an_edited_plugin_is_what_runs(tmp_path: Path, suite: Suite) -> None:
 
 @pytest.mark.slow
 def test_weights_that_were_trained_again_are_what_runs(
-    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_suite: Suite, digits: ImageDataset
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    fgsm = replace(small_suite.attack("fgsm"), every_epsilon=False)
+    suite = replace(
+        small_suite, models=(SuiteModel(name="mlp", title="MLP"),), attacks=(fgsm,), baseline="mlp"
+    )
+    again = reference(suite, "mlp", folder=tmp_path)
     net = MLP(MLPConfig(hidden=(4,)))
     for answer in (2, 5):
         with torch.no_grad():
             for value in net.parameters():
                 value.zero_()
             list(net.parameters())[-1][answer] = 1.0
-        save_model(net, Path("checkpoints/mlp-digits/model.safetensors"))
+        save_model(net, tmp_path / "mlp-digits" / "model.safetensors")
         for jobs in (1, 2):
-            found = genrobust.evaluate(
-                {"mine": net}, suite, compare_with=("mlp",), jobs=jobs, samples=4, show_progress=False
+            found = run_suite(
+                replace(suite, batch_size=2),
+                models={"mlp": again},
+                dataset=digits,
+                out=tmp_path / f"{answer}-{jobs}",
+                samples=4,
+                engine=Engine(jobs=jobs),
+                show_progress=False,
             )
-            rows = found.query("select distinct prediction from rows where model = 'mlp'").to_pylist()
-            assert rows == [{"prediction": answer}]
+            assert set(found.rows["prediction"].to_pylist()) == {answer}
 
 
 def task_of(images: ImageDataset, suite: Suite, attack: Attack) -> Task:

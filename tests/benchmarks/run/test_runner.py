@@ -106,6 +106,7 @@ def test_another_seed_gives_other_rows(
     assert not np.array_equal(other.samples, reference.samples)
 
 
+@pytest.mark.slow
 def test_generative_models_repeat_too(
     small_suite: Suite, digits: ImageDataset, abs_model: ABS, eabs_model: EABS, tmp_path: Path
 ) -> None:
@@ -486,6 +487,7 @@ run_suite(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_losing_a_finished_cell(
     small_suite: Suite, digits: ImageDataset, cnn: CNN, tmp_path: Path
 ) -> None:
