@@ -67,7 +67,7 @@ def run_suite(
             does not fit the dataset, or there are fewer test images than `samples`.
     """
     seed = check_seed(seed)
-    samples = suite.samples if samples is None else check_integer(samples, "samples", least=0)
+    samples = suite.samples if samples is None else check_integer(samples, "samples")
     here = {
         name: model.load() if isinstance(model, ModelReference) else model for name, model in models.items()
     }

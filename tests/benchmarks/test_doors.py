@@ -88,7 +88,7 @@ def test_numbers_of_numpy_are_numbers(few: Suite, cnn: CNN, seed: Any) -> None:
         ({"samples": True}, "`samples` to be an integer, but got True"),
         ({"samples": 2.5}, "`samples` to be an integer, but got 2.5"),
         ({"samples": "3"}, "`samples` to be an integer, but got '3'"),
-        ({"samples": 0}, "`samples` in 1..360, but got 0"),
+        ({"samples": 0}, "`samples` to be at least 1, but got 0"),
         ({"jobs": 1.5}, "`jobs` to be an integer, but got 1.5"),
         ({"jobs": True}, "`jobs` to be an integer, but got True"),
         ({"compare_with": "cnn"}, "`compare_with` to be a sequence, but got 'cnn'"),

@@ -98,6 +98,7 @@ def train_recipe(
     )
     if not fabric.is_global_zero:
         return None
+    (folder / CARD).unlink(missing_ok=True)  # a kill must not leave it beside weights that it is not of
     save_model(model, folder / WEIGHTS)
     if plan.detectors is not None:
         save_detectors(plan.detectors(model, training.split_validation()[0]), folder / DETECTORS)

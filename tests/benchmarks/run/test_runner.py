@@ -230,7 +230,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples": 0}, "`samples` in 1..360"),
+        ({"samples": 0}, "`samples` to be at least 1, but got 0"),
         ({"samples": 361}, "`samples` in 1..360"),
         ({"models": {}}, "at least one model"),
         ({"models": {"../cnn": None}}, r"'\.\./cnn'"),
