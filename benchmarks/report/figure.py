@@ -10,6 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ..._console import in_figure
 from ..._files import write_atomically
 from ..run.results import Results
 from ..statistics import Curve, Row, Summary, summarise
@@ -82,7 +83,7 @@ def _draw_panel(panel: Axes, results: Results, summary: Summary, threat: ThreatM
     for row in [row for row in summary.rows if row.norm == threat.norm][-1:]:  # the union, or the only attack
         _draw_points(panel, results.models, row, threat.epsilon, width=0.02 * right)
     attacks = ", ".join(curves[0].attacks) if curves else "none at every ε"
-    panel.set_title(f"lines: {attacks}", fontsize=FONT_SIZE - 1, loc="left", color="0.3")
+    panel.set_title(in_figure(f"lines: {attacks}"), fontsize=FONT_SIZE - 1, loc="left", color="0.3")
     panel.set_xlabel(AXIS_TITLES[threat.norm], fontsize=FONT_SIZE)
     panel.tick_params(labelsize=FONT_SIZE - 1)
     panel.xaxis.set_major_locator(MaxNLocator(6))
@@ -133,7 +134,7 @@ def _legend(results: Results) -> list[Line2D]:
     handles = []
     for index, model in enumerate(results.models):
         color, line, marker = STYLES[index % len(STYLES)]
-        title = results.suite.model(model).title
+        title = in_figure(results.suite.model(model).title)
         handles.append(Line2D([], [], color=color, linestyle=line, marker=marker, markersize=4, label=title))
     label = "all attacks at the table's ε, 95 % interval"
     if len(results.suite.norms) == 1:  # the figure has the width of a single panel

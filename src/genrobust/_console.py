@@ -8,7 +8,7 @@ import unicodedata
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-__all__ = ["make_console", "plain", "prepare_streams", "say", "show", "spell"]
+__all__ = ["in_figure", "make_console", "plain", "prepare_streams", "say", "show", "spell"]
 
 SPELLINGS = {
     "ε": "eps",
@@ -40,6 +40,11 @@ def plain(text: str) -> str:
     A line break stays; a tab becomes a blank.
     """
     return "".join(map(_written, text.replace("\t", " ")))
+
+
+def in_figure(text: str) -> str:
+    """Returns the text as a figure shows it: dollar signs begin no mathematics."""
+    return plain(text).replace("$", r"\$")
 
 
 def _written(char: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from genrobust.eot import expectation
 from genrobust.inference import InferenceBudget
@@ -213,6 +215,18 @@ def test_a_codebook_of_others_is_refused(change: str, make_model: Make, tmp_path
     }[change]
     with pytest.raises(ValueError, match="a codebook of these weights and this budget"):
         other.load_codebook(path)
+
+
+@pytest.mark.parametrize("name", ["basis", "centre", "codes", "decoded", "offsets"])
+def test_a_forged_codebook_is_refused(name: str, make_model: Make, tmp_path: Path) -> None:
+    model, path = make_model("abs"), tmp_path / "codebook.safetensors"
+    model.save_codebook(path)
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors[name] = tensors[name] + 0.5
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match="to hold what the decoders make, but some entries are others"):
+        model.load_codebook(path)
 
 
 def test_files_that_are_no_codebooks(make_model: Make, tmp_path: Path) -> None:

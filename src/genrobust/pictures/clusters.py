@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .._console import in_figure
 from ..capabilities import Defended, Encodes
 from ..contract import Classifier
 from ..randomness import isolated_rng
@@ -140,9 +141,15 @@ def _scatter_classes(
     for k, name in enumerate(class_names):
         own, marker = points[y.numpy() == k], MARKERS[k % len(MARKERS)]
         panel.scatter(
-            own[:, 0], own[:, 1], s=9, color=colors(k % colors.N), marker=marker, linewidths=0, label=name
+            own[:, 0],
+            own[:, 1],
+            s=9,
+            color=colors(k % colors.N),
+            marker=marker,
+            linewidths=0,
+            label=in_figure(name),
         )
-    panel.set_title(title, fontsize=FONT_SIZE + 2)
+    panel.set_title(in_figure(title), fontsize=FONT_SIZE + 2)
     panel.set_xticks([])
     panel.set_yticks([])
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from .._console import in_figure
 from .._files import write_atomically
 from ..capabilities import Reconstructs, Samples
 from ..contract import Classifier, GenerativeClassifier
@@ -121,7 +122,7 @@ def reconstruction_figure(
     figure, cells = _grid(len(x), 1 + len(class_names), below=True)
     cells[0][0].set_title("image", fontsize=FONT_SIZE)
     for cell, name in zip(cells[0][1:], class_names, strict=True):
-        cell.set_title(name, fontsize=FONT_SIZE, rotation=0 if len(name) < 4 else 40)
+        cell.set_title(in_figure(name), fontsize=FONT_SIZE, rotation=0 if len(name) < 4 else 40)
     for row, image in enumerate(x):
         _show(cells[row][0], image)
         _name_row(cells[row][0], class_names[int(y[row])])
@@ -153,7 +154,7 @@ def _show(cell: Axes, image: Float[Tensor, "channels height width"]) -> None:
 
 
 def _name_row(cell: Axes, name: str) -> None:
-    cell.set_ylabel(name, fontsize=FONT_SIZE, rotation=0, ha="right", va="center")
+    cell.set_ylabel(in_figure(name), fontsize=FONT_SIZE, rotation=0, ha="right", va="center")
 
 
 def _frame(cell: Axes, color: str, line: str) -> None:

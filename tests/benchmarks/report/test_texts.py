@@ -12,7 +12,7 @@ from runs import SMALL, make_run
 from typer.testing import CliRunner
 
 from genrobust.benchmarks.report import describe, render, write_report
-from genrobust.benchmarks.report.figure import draw_figure
+from genrobust.benchmarks.report.figure import draw_figure, save_figure
 from genrobust.benchmarks.run.results import Failure, load_results, record_failure
 from genrobust.benchmarks.suites.files import load_suite, shipped_suites
 from genrobust.benchmarks.suites.model import Expected, SuiteModel
@@ -91,6 +91,21 @@ def test_how_to_do_it_again(run: Path) -> None:
     assert describe(own).command == (
         "genrobust.evaluate({'cnn': cnn, 'eabs': eabs}, 'digits', scale='small', samples=20, seed=0)"
     )
+
+
+def test_a_figure_reads_no_mathematics_and_no_control_characters(tmp_path: Path) -> None:
+    title = "$\\textsc{ours}$ costs $5\x1b]0;"
+    suite = replace(
+        SUITE,
+        models=(SuiteModel(name="cnn", title=title), SUITE.models[1]),
+        attacks=tuple(replace(attack, title=title) for attack in SUITE.attacks),
+    )
+    results = load_results(make_run(tmp_path, suite, samples=8))
+    save_figure(results, tmp_path / "curves.png")
+    figure = draw_figure(results)
+    shown = "\\$\\textsc{ours}\\$ costs \\$5\\x1b]0;"
+    assert figure.legends[0].get_texts()[0].get_text() == shown
+    assert figure.axes[0].get_title("left").startswith(f"lines: {shown}")
 
 
 def test_every_markdown_table_is_rectangular(hostile: Path) -> None:

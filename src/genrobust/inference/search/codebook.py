@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from random import SystemRandom
 from typing import Self, final
 
 import torch
@@ -18,6 +19,7 @@ __all__ = ["Codebook"]
 COMPONENTS = 64
 GROUP = 32  # only the best candidate of each group can be scored again
 SCORES = 1 << 21  # scores per matrix product: 8 MiB stay in the cache
+CHECKED = 16  # entries of a file that are computed again
 SAMPLE = 2048  # number of decoded images that the components are fitted to
 TENSORS = ("means", "centre", "basis", "codes", "offsets")
 
@@ -176,11 +178,7 @@ class Codebook:
         decoded = self.means.new_empty(classes, count, self._pixels) if self._fits(decoded=True) else None
         for first in range(0, count, self._tile):
             rows = slice(first, min(first + self._tile, count))
-            images, offset = self._decode(numbers[rows])
-            shift = self.centre.square().sum() - 2 * images @ self.centre
-            images -= self.centre
-            codes[:, rows] = images @ self.basis
-            self.offsets[:, rows] = offset + shift
+            images, codes[:, rows], self.offsets[:, rows] = self._entries(numbers[rows])
             if decoded is not None:
                 decoded[:, rows] = images
         self.codes, self.decoded = codes, decoded
@@ -195,6 +193,26 @@ class Codebook:
         images, offset = (torch.cat(parts) for parts in zip(*decoded, strict=True))
         images, offset = images.transpose(0, 1).contiguous(), offset.mT
         return images, offset + self.objective.beta * self.objective.prior(posterior, z).mT
+
+    def _entries(self, index: Int[Tensor, "tile classes"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the centred decoded images of candidates, their codes and their offsets."""
+        images, offset = self._decode(index)
+        shift = self.centre.square().sum() - 2 * images @ self.centre
+        images -= self.centre
+        return images, images @ self.basis, offset + shift
+
+    @torch.no_grad()
+    def _check_some(self, source: str) -> None:
+        """Checks entries that nobody can foresee against the decoders."""
+        rows = torch.tensor(SystemRandom().sample(range(len(self.means)), min(CHECKED, len(self.means))))
+        index = rows.to(self.means.device)[:, None].expand(-1, self.objective.num_classes)
+        images, codes, offsets = self._entries(index)
+        unit = torch.eye(self.basis.shape[1]).to(self.basis)
+        pairs = [(self.basis.mT @ self.basis, unit), (self.offsets[:, rows], offsets)]
+        pairs += [] if self.codes is None else [(self.codes[:, rows].to(codes), codes)]
+        pairs += [] if self.decoded is None else [(self.decoded[:, rows], images)]
+        if not all(torch.allclose(stored, made, rtol=2e-2, atol=1e-2) for stored, made in pairs):
+            raise ValueError(f"Expected {source} to hold what the decoders make, but some entries are others")
 
     def state(self) -> dict[str, Tensor]:
         """Returns the tensors that `from_state` restores; empty if every search decodes the candidates."""
@@ -237,8 +255,8 @@ class Codebook:
         """Restores a codebook that was made with the same weights and budget.
 
         Raises:
-            ValueError: If its candidates are not those of the budget, or their offsets are not finite; the
-                message names the source.
+            ValueError: If its candidates are not those of the budget, their offsets are not finite, or one of
+                16 random entries is not what the decoders make; the message names the source.
         """
         drawn, offsets = _draw_candidates(objective, budget), state["offsets"]
         if not torch.allclose(state["means"].to(drawn), drawn, rtol=1e-2, atol=1e-4):
@@ -252,6 +270,7 @@ class Codebook:
             dtype = codebook._codes_dtype if name == "codes" else like.dtype
             setattr(codebook, name, values.to(device=like.device, dtype=dtype))
         codebook._noise = _draws_of(codebook.means, budget)
+        codebook._check_some(source)
         return codebook
 
 
