@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from genrobust import Classifier, GenerativeClassifier
 from genrobust.checks import check_images
 from genrobust.eot import expectation
-from genrobust.gradients import Joint, Unrolled
+from genrobust.gradients import Automatic, Unrolled
 from genrobust.inference import InferenceBudget
 from genrobust.randomness import FixedNoise, FreshNoise, isolated_rng, noise_source
 
@@ -317,7 +317,7 @@ def test_variants_can_be_chained(make_model: Make) -> None:
     )
     assert variant.gradient == Unrolled(steps=2)
     assert isinstance(variant.noise, FreshNoise)
-    assert isinstance(model.gradient, Joint)
+    assert isinstance(model.gradient, Automatic)
     assert isinstance(model.noise, FixedNoise)
 
 

@@ -596,7 +596,7 @@ def test_variants_of_an_expectation(make_model: Make, images: Make) -> None:
     assert averaged.model.budget.steps == model.budget.steps
     unrolled = averaged.with_gradient("unrolled")
     assert isinstance(unrolled.model.gradient, Unrolled)  # type: ignore[union-attr]
-    assert isinstance(averaged.model.gradient, Joint)
+    assert isinstance(averaged.model.gradient, Automatic)
     first, second, other = (
         averaged.with_randomness("fresh", seed=seed).class_scores(x) for seed in (1, 1, 2)
     )

@@ -102,8 +102,8 @@ class Joint:
 
     If the encoder's proposal is one candidate among many, as in E-ABS, each of the two misses something. The
     proposal's gradient misses how the deciding optimum explains the image. The envelope misses how an attack
-    moves the encoder. PGD with their mean finds more adversarial examples than PGD with either, and the union
-    with the envelope's finds more still. If candidates nearly always win, the envelope alone is stronger.
+    moves the encoder. The search `"distributions"` of E-ABS is attacked best by their mean, and the search
+    `"points"`, in which candidates win more often, by the envelope alone. The union finds most.
 
     The mean weighs both by their length. The gradient of the branch that won, for each image and class, would
     be that of the piecewise score; refinement moves away from either start, and that gradient was not tried.
