@@ -54,7 +54,7 @@ def rows_as_json(answer: pa.Table) -> str:
     """Returns the answer as a JSON list of objects; what is not finite is null.
 
     Raises:
-        ValueError: If two columns have one name, of which an object would lose one.
+        ValueError: If two columns have one name: an object would lose one of them.
     """
     names = answer.column_names
     twice = {name for name in names if names.count(name) > 1}

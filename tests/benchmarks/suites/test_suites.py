@@ -49,7 +49,7 @@ def test_quick_is_short_and_still_honest() -> None:
         known = {resolve(attack.toolkit, attack.name)[1].knowledge for attack in attacks}
         assert "white" in known
         assert known & {"black", "decision"}
-        assert {attack.gradient for attack in attacks if attack.for_models == ("eabs",)} == {"envelope"}
+        assert {attack.gradient for attack in attacks if attack.for_models == ("eabs",)} == {"joint"}
     full = load_suite("digits")
     assert {attack.key for attack in quick.attacks} < {attack.key for attack in full.attacks}
     assert {t.norm: t.epsilon for t in quick.threat_models} == {t.norm: t.epsilon for t in full.threat_models}
