@@ -50,7 +50,7 @@ TIGHT: Mapping[str, Any] = MappingProxyType(
     }
 )
 TIGHT_CANDIDATES = 2000  # at least, also of a model that starts at its encoder alone
-GENERATED = 32  # images of every class that the encoder's typical variance is measured on
+GENERATED = 320  # images that the encoder's typical variance is measured on, at most 32 of a class
 
 
 class LatentClassifier(
@@ -292,7 +292,8 @@ class LatentClassifier(
     def _typical_log_variance(self, objective: LatentObjective) -> Float[Tensor, "#classes latent"]:
         """Returns the encoder's mean log-variance on images that the model itself generates."""
         generator = torch.Generator().manual_seed(0)
-        draws = standard_normal((GENERATED, self.num_classes, self.latent_dim), generator)
+        per_class = max(1, min(32, GENERATED // self.num_classes))
+        draws = standard_normal((per_class, self.num_classes, self.latent_dim), generator)
         latents = objective.posterior(draws.to(next(self.parameters()))).mean
         rows = objective.rows_per_chunk(self.budget.max_bytes, like=latents)
         images = torch.cat([self.observation.mean(objective.decoders(part)) for part in latents.split(rows)])

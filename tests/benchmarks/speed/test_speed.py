@@ -20,7 +20,7 @@ from genrobust.benchmarks.speed.studies import STUDIES
 Make = Callable[..., Any]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix  # a minute and a half; the studies have their own tests
 def test_command_writes_every_figure(tmp_path: Path) -> None:
     report, picture = tmp_path / "speed.json", tmp_path / "speed.png"
     command = [sys.executable, "-m", "genrobust.benchmarks.speed", "--quick", "--repeats", "1"]
