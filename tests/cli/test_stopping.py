@@ -79,7 +79,7 @@ def bench(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "bench",
         "quick",
         "--models",
-        "abs",
+        "cnn,abs",  # one is soon at its cells, and the other long
         "--jobs",
         "2",
         "--out",

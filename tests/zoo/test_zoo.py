@@ -181,10 +181,11 @@ def test_clean_images_survive_the_purifier(name: str) -> None:
     + [("gmvae-variable", 0.97)],
 )
 def test_clean_accuracy_on_mnist(name: str, least: float) -> None:
-    model = load_model(name, dataset="mnist")
+    model, test = load_model(name, dataset="mnist"), load_dataset("mnist", "test").subset(slice(400))
     if isinstance(model, LatentClassifier):
-        model = model.with_inference(candidates=min(2000, model.budget.candidates), steps=10)
-    assert accuracy(model, load_dataset("mnist", "test").subset(slice(400))) >= least
+        model = model.with_inference(candidates=min(1000, model.budget.candidates), steps=10)
+        test = test.subset(slice(200))
+    assert accuracy(model, test) >= least
 
 
 @pytest.mark.realdata("fashion_mnist")
@@ -201,9 +202,11 @@ def test_clean_accuracy_on_mnist(name: str, least: float) -> None:
 )
 def test_clean_accuracy_on_fashion_mnist(name: str, least: float) -> None:
     model = load_model(name, dataset="fashion_mnist")
+    test = load_dataset("fashion_mnist", "test").subset(slice(400))
     if isinstance(model, LatentClassifier):
-        model = model.with_inference(candidates=min(2000, model.budget.candidates), steps=10)
-    assert accuracy(model, load_dataset("fashion_mnist", "test").subset(slice(400))) >= least
+        model = model.with_inference(candidates=min(1000, model.budget.candidates), steps=10)
+        test = test.subset(slice(200))
+    assert accuracy(model, test) >= least
 
 
 def test_shipped_detectors_flag_noise_and_few_clean_images() -> None:
@@ -319,9 +322,8 @@ def test_every_recipe_builds(name: str, dataset: str) -> None:
     model = build_model(name, dataset)
     TrainingConfig(**recipe(name, dataset).training)
     if isinstance(model, LatentClassifier):
-        model = model.with_inference(
-            candidates=5, steps=1, method="adam"
-        )  # BFGS measures the curvature first
+        # BFGS measures the curvature first.
+        model = model.with_inference(candidates=5, steps=1, method="adam", expectation_draws=1)
     assert model(torch.rand(1, *model.input_shape)).shape == (1, model.num_classes)
 
 
