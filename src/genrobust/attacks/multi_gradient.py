@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..attack_view import AttackView, classifier_behind
 from ..contract import Classifier
+from ..verification import reseeded
 from .climbing import Best, Objective, climb
 from .contest import contest
 from .pgd import Ball, BallNorm
@@ -78,7 +79,7 @@ def multi_gradient(
         if not len(rows):
             break
         begun = x[rows] if start == 0 else ball.project(x[rows] + ball.random(x[rows], generator), x[rows])
-        views = _views(model, _reseeded(shown, start))
+        views = _views(model, reseeded(shown, start, candidates=_OTHER_CANDIDATES))
         objectives = [_margin_objective(view, y[rows], shown.num_classes) for view in views]
         best.keep(rows, _one_start(objectives, x[rows], begun, ball, steps, trial, halving=halving))
     return best.images
@@ -135,14 +136,6 @@ def _views(model: Callable[[Tensor], Tensor], shown: Classifier) -> list[Callabl
     if not names:
         return [AttackView(shown) if isinstance(model, AttackView) else shown]
     return [AttackView(shown.with_gradient(name)) for name in names]
-
-
-def _reseeded(model: Classifier, start: int) -> Classifier:
-    """Returns the model that a start meets; an expectation draws anew at every query anyway."""
-    if start == 0:
-        return model
-    other = model.with_candidates(_OTHER_CANDIDATES + start)
-    return other if other.always_fresh else other.with_randomness("fixed", seed=start)
 
 
 def _check(*, steps: int, trial: int, restarts: int, schedule: GradientSchedule) -> None:

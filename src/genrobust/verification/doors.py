@@ -174,16 +174,18 @@ def fresh_variant(model: C, *, seed: int, codebook_seed: int) -> C:
     return model.with_randomness("fresh", seed=seed).with_candidates(codebook_seed)
 
 
-def reseeded(model: C, number: int) -> C:
+def reseeded(model: C, number: int, *, candidates: int = _ATTEMPT_SEED) -> C:
     """Returns the variant that an attack meets when it runs again: other fixed noise, other candidates.
 
     Args:
         model: The variant that is attacked.
         number: The number of the attempt; 0 is the first, which meets the model itself.
+        candidates: What is added to the number for the seed of the candidates.
     """
     if number == 0:
         return model
-    return model.with_randomness("fixed", seed=number).with_candidates(_ATTEMPT_SEED + number)
+    other = model.with_candidates(candidates + number)
+    return other if other.always_fresh else other.with_randomness("fixed", seed=number)
 
 
 def _checked(
