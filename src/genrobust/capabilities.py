@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Certifiable",
+    "ClassifiesNoised",
     "DecidesByEncoder",
     "DecodesMixture",
     "Defended",
+    "Denoises",
     "Encodes",
     "EncodesMixture",
     "Quantizes",
@@ -114,6 +116,39 @@ class Certifiable(ABC):
 
         Raises:
             ValueError: If the configuration has no such form; the message says why.
+        """
+
+
+class ClassifiesNoised(ABC):
+    """Abstract: knows how to classify images under Gaussian noise of a level that it is told.
+
+    A smoothed classifier asks such a model directly, in place of clipping noisy images to [0, 1].
+    """
+
+    @abstractmethod
+    def noised_scores(
+        self, noisy: Float[Tensor, "batch channels height width"], *, sigma: float
+    ) -> Float[Tensor, "batch classes"]:
+        """Returns scores of noisy images, differentiable in them; their argmax is the decision.
+
+        Args:
+            noisy: x + sigma * eps for images x in [0, 1] and eps ~ N(0, I), not clipped.
+            sigma: The standard deviation of the noise.
+        """
+
+
+class Denoises(ABC):
+    """Abstract: removes Gaussian noise from images of any class."""
+
+    @abstractmethod
+    def overall(
+        self, noisy: Float[Tensor, "batch channels height width"], sigma: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Returns the mean of the images that could be behind noisy ones, differentiable.
+
+        Args:
+            noisy: Images with noise, which may leave [0, 1].
+            sigma: Standard deviation of each image's noise.
         """
 
 

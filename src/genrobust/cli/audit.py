@@ -12,7 +12,7 @@ from .plugins import PluginOption, load_plugins
 if TYPE_CHECKING:
     from ..contract import Classifier
 
-__all__ = ["audit"]
+__all__ = ["audit", "default_images", "named_model"]
 
 RADII = {"linf": 0.1, "l2": 1.5}
 IMAGES, IMAGES_IF_NOISY, IMAGES_IF_OPTIMISING = 100, 20, 8
@@ -46,9 +46,9 @@ def audit(
     from ..data import Split, load_dataset
 
     load_plugins(plugin)
-    audited = _read(model, dataset, weights)
+    audited = named_model(model, dataset, weights)
     shown, labels = load_dataset(dataset, cast(Split, split), root=data_root).batch(
-        slice(_count(audited) if images is None else images)
+        slice(default_images(audited) if images is None else images)
     )
     report = run_audit(
         audited,
@@ -72,7 +72,8 @@ def audit(
         say(f"the report is in {html}")
 
 
-def _read(model: str, dataset: str, weights: Path | None) -> "Classifier":
+def named_model(model: str, dataset: str, weights: Path | None) -> "Classifier":
+    """Read a model from a file of weights, from checkpoints, or as it is shipped."""
     from ..zoo import list_models, load_model, read_model
 
     trained = Path("checkpoints") / f"{model}-{dataset}" / "model.safetensors"
@@ -89,7 +90,8 @@ def _sources(model: str, dataset: str, names: list[str] | None) -> "dict[str, Cl
     return {name: load_model(name, dataset=dataset) for name in chosen if name != model}
 
 
-def _count(model: "Classifier") -> int:
+def default_images(model: "Classifier") -> int:
+    """Say how many images are attacked by default: fewer for a model that takes longer."""
     if "candidates" in model.inference:
         return IMAGES_IF_OPTIMISING
     return IMAGES_IF_NOISY if model.randomized else IMAGES

@@ -20,9 +20,9 @@ The papers' bounds leave P_k out of the second inequality, which replaces sqrt(l
 d_k = min_z ||x - G_k(z)||. They are therefore never larger; see `published_radius`.
 
 A radius holds for a model that finds the global minima. The minima that an implementation finds are larger.
-If they are larger by more for class k than for class y, the radius is too large. `certify` therefore takes
-the lowest costs of slow inference from many starts, and `check_certificate` tells whether an attack has shown
-that they are not low enough.
+If they are larger by more for class k than for class y, the radius is too large. `certify_by_bounds`
+therefore takes the lowest costs of slow inference from many starts, and `check_certificate` tells whether an
+attack has shown that they are not low enough.
 """
 
 import math
@@ -30,26 +30,19 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._brief import one_line
-from ._fields import check_integer
-from ._precision import without_autocast
-from .capabilities import Certifiable, Tightens
-from .checks import check_labels
-from .contract import Classifier, GenerativeClassifier
-from .external import check_classifier
-from .likelihoods import gaussian_log_normalizer
+from .._brief import one_line
+from .._fields import check_integer
+from .._precision import without_autocast
+from ..capabilities import Certifiable, Tightens
+from ..checks import check_labels
+from ..contract import Classifier, GenerativeClassifier
+from ..external import check_classifier
+from ..likelihoods import gaussian_log_normalizer
 
-__all__ = [
-    "Certificate",
-    "CertificateCheck",
-    "certify",
-    "check_certificate",
-    "exact_radius",
-    "published_radius",
-]
+__all__ = ["Certificate", "certify_by_bounds", "exact_radius", "published_radius"]
 
 
 @final
@@ -70,7 +63,7 @@ class Certificate:
 
 @torch.inference_mode(False)
 @without_autocast
-def certify(
+def certify_by_bounds(
     model: Classifier,
     x: Float[Tensor, "batch channels height width"],
     y: Int[Tensor, " batch"],
@@ -115,7 +108,7 @@ def certify(
     if not (isinstance(model, GenerativeClassifier) and isinstance(model, Certifiable)):
         raise ValueError(
             "Expected a model whose distances can be bounded, such as ABS, E-ABS or VaDE, "
-            f"but got {type(model).__name__}"
+            f"but got {type(model).__name__}: the method 'smoothing' certifies any model"
         )
     images = model.check(x).detach().clone()  # autograd takes copies only of what inference mode made
     y = check_labels(y, count=len(x), num_classes=model.num_classes, device=x.device).clone()
@@ -190,65 +183,3 @@ def published_radius(
     others = torch.nn.functional.one_hot(y, distances.shape[1]).bool()
     radius = (distances.square() - own_cost[:, None]) / (2 * (distances + residual[:, None]))
     return radius.masked_fill(others, torch.inf).amin(1).clamp_min(0)
-
-
-@final
-@dataclass(frozen=True)
-class CertificateCheck:
-    """Radii and the distances at which attacks found adversarial examples.
-
-    Attributes:
-        radii: Lower bounds, shape (B,).
-        distances: Distances of the nearest adversarial examples, shape (B,); infinite if none was found.
-        violated: Whether an adversarial example is nearer than the radius, shape (B,).
-    """
-
-    radii: Float[Tensor, " batch"]
-    distances: Float[Tensor, " batch"]
-    violated: Bool[Tensor, " batch"]
-
-    __repr__ = one_line
-
-    @property
-    def holds(self) -> bool:
-        """Whether no attack contradicts a radius."""
-        return not bool(self.violated.any())
-
-    def __str__(self) -> str:
-        """Returns a summary in one line."""
-        count, total = int(self.violated.sum()), len(self.violated)
-        if self.holds:
-            return f"no radius of {total} is contradicted by an adversarial example"
-        shortest = float((self.distances / self.radii)[self.violated].min())
-        return (
-            f"inference was not exact: {count} of {total} radii are contradicted by an adversarial example, "
-            f"the nearest at {shortest:.3g} of its radius"
-        )
-
-
-@without_autocast
-def check_certificate(
-    radii: Float[Tensor, " batch"], distances: Float[Tensor, " batch"], *, tolerance: float = 1e-5
-) -> CertificateCheck:
-    """Compares radii with the distances of adversarial examples.
-
-    A radius is a theorem about exact inference. If an example lies within it, inference was not exact at the
-    image or at the example.
-
-    Args:
-        radii: Radii of `certify`.
-        distances: L2 distances of the nearest adversarial examples found; infinite if none was found.
-        tolerance: Fraction of the radius that rounding errors may take.
-
-    Raises:
-        ValueError: If the shapes differ, or a value is NaN or negative.
-    """
-    if radii.shape != distances.shape:
-        raise ValueError(
-            f"Expected as many `distances` as `radii`, but got {tuple(distances.shape)} "
-            f"and {tuple(radii.shape)}"
-        )
-    for name, values in (("radii", radii), ("distances", distances)):
-        if not (values >= 0).all():
-            raise ValueError(f"Expected `{name}` of at least 0, but got {float(values.min())}")
-    return CertificateCheck(radii, distances, distances < radii * (1 - tolerance))
