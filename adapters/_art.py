@@ -87,7 +87,7 @@ def wrap_for_art(
     if black_box:
         estimator = BlackBoxClassifierNeuralNetwork(_Predictions(module, output == "decisions"), **settings)
     else:
-        estimator = _white_box(module, next(model.parameters()).device, settings)
+        estimator = _white_box(module, model.like.device, settings)
     # ART's float32 scalars are not `float` under NumPy 2, but AdversarialPatchNumpy accepts only `float`.
     estimator._clip_values = (low, high)
     return estimator
@@ -192,7 +192,8 @@ class _Predictions:
 
     @torch.no_grad()
     def __call__(self, x: Float[np.ndarray, "batch dim1 dim2 dim3"]) -> Float[np.ndarray, "batch columns"]:
-        answers: Tensor = self.model(torch.as_tensor(x, device=next(self.model.parameters()).device))
+        place = next(self.model.parameters(), torch.zeros(())).device
+        answers: Tensor = self.model(torch.as_tensor(x, device=place))
         if self.decisions:
             one_hot = torch.zeros_like(answers).scatter_(1, answers.argmax(1, keepdim=True), 1)
             answers = torch.where(answers.isnan(), answers, one_hot)

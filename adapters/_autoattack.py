@@ -179,7 +179,7 @@ class AutoAttackRun:
         settings = {"norm": _NORMS[norm], "eps": self.epsilon, "seed": seed, "version": version}
         if "verbose" in signature(module.AutoAttack).parameters:
             settings["verbose"] = False
-        device = next(view.parameters()).device
+        device = view.model.like.device
         self._adversary = module.AutoAttack(view, device=device, **settings)
         self.package: str = module.__name__
         self.attacks: tuple[str, ...] = tuple(self._adversary.attacks_to_run if attacks is None else attacks)

@@ -73,7 +73,7 @@ class FoolboxModel(PyTorchModel):
     """
 
     def __init__(self, model: Classifier, view: nn.Module) -> None:
-        super().__init__(view, bounds=(0, 1), device=next(model.parameters()).device)
+        super().__init__(view, bounds=(0, 1), device=model.like.device)
         self.num_classes = model.num_classes
         self.rejects = model.rejects
 

@@ -157,7 +157,7 @@ def craft(
     """
     if targeted and not entry.targeted:
         raise ValueError(f"Expected `targeted` of False for {entry.name}, which cannot be told a class")
-    check_layout(images, input_shape=target.input_shape, device=next(target.parameters()).device)
+    check_layout(images, input_shape=target.input_shape, device=next(target.parameters(), images).device)
     check_range(images)
     attack = _build(entry.name, entry.parameters, target, epsilon)
     if entry.name == "LGV":

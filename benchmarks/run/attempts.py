@@ -128,7 +128,7 @@ def on_device(
     dataset: ImageDataset, model: Classifier
 ) -> tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]:
     """Returns a batch of images and their classes where a model is."""
-    device = next(model.parameters()).device
+    device = model.like.device
     images, labels = dataset.batch(slice(None))
     # Autograd takes no tensors that were made in inference mode.
     return images.clone().to(device), labels.clone().to(device)

@@ -136,7 +136,7 @@ def _cost_or_none(experiment: Experiment, name: str, models: Mapping[str, Classi
 
 def _cost(experiment: Experiment, name: str, models: Mapping[str, Classifier]) -> BatchSeconds:
     task = experiment.task(Cell(model=name, attack=CLEAN, epsilon=None, batch=0))
-    images = task.images.batch(slice(None))[0].clone().to(next(models[name].parameters()).device)
+    images = task.images.batch(slice(None))[0].clone().to(models[name].like.device)
     attacked, suite = models[name], experiment.suite
     if isinstance(attacked, GenerativeClassifier):
         attacked = cheaper(attacked, suite.attack_inference)

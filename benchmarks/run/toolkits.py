@@ -228,7 +228,7 @@ def _fooled(model: Classifier, images: Tensor, labels: Tensor, *, targeted: bool
     valid = valid_images(images)
     fooled = torch.zeros_like(valid)
     if valid.any():
-        decision = model.predict(images[valid].to(next(model.parameters()).dtype))
+        decision = model.predict(images[valid].to(model.like.dtype))
         reached = decision.labels == labels[valid]
         fooled[valid] = (reached if targeted else ~reached) & ~decision.rejected
     return fooled

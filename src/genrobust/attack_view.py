@@ -127,7 +127,7 @@ class AttackView(Query):
                 in another range than [0, 1].
             TypeError: If `x` is not a tensor.
         """
-        device = next(self.model.parameters()).device
+        device = self.model.like.device
         check_layout(x, input_shape=self.model.input_shape, device=device)
         values = x.detach()
         inside = bool(valid_images(values).all())

@@ -99,6 +99,11 @@ class ImageModule(nn.Module, Described):
         self.input_shape = input_shape
         self.training = False
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor on the device and in the dtype of the weights; without weights, of float32 on the CPU."""
+        return next(self.parameters(), torch.zeros((), dtype=torch.float32))
+
     def check(self, x: Tensor) -> Float[Tensor, "batch channels height width"]:
         """Checks images against this module's shape, device and range, and casts them to its dtype.
 
@@ -324,6 +329,13 @@ class GenerativeClassifier(Classifier):
     @abstractmethod
     def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
         """Returns p(y | x) for class scores."""
+
+    def log_density(self, x: Tensor) -> Float[Tensor, " batch"]:
+        """Returns a bound (or its estimate) on log p(x) in nats, differentiable in x.
+
+        Shape: (B, C, H, W) -> (B,).
+        """
+        return self.class_scores(x).logsumexp(1)
 
     def combine(self, draws: Float[Tensor, "draws batch classes"]) -> Float[Tensor, "batch classes"]:
         """Returns the class scores that several draws of the noise give together.

@@ -68,7 +68,7 @@ class WrappedModule(Randomized, Classifier):
 
         A module's class and weights do not say what it computes, and two functions may share a name.
         """
-        x = probe_images(self.input_shape, like=next(self.parameters()))
+        x = probe_images(self.input_shape, like=self.like)
         first, again = self._answer_about(x), self._answer_about(x)
         if first["logits"] != again["logits"]:  # it draws from a generator of its own
             return {"logits": "differ between calls"}
