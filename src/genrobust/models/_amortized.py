@@ -1,20 +1,14 @@
 """Classifiers whose encoder infers the latents of an image, without optimisation at inference."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any, Self
 
 from .._fields import AtLeastOne, Seed, check_fields
 from .._modules import changed_budget
-from .._precision import without_autocast
-from ..capabilities import Encodes, Randomized, Reconstructs, Samples, Trainable
-from ..contract import GenerativeClassifier
-from ..gradients import Estimated
-from ..randomness import FixedNoise, NoiseSource
+from ..capabilities import Encodes, Randomized, Reconstructs, Samples
+from ..randomness import NoiseSource
+from ._differentiable import DifferentiableClassifier
 
 __all__ = ["AmortizedClassifier", "SamplingBudget"]
 
@@ -40,10 +34,8 @@ class SamplingBudget:
         check_fields(self)
 
 
-class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, Trainable, GenerativeClassifier):
+class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, DifferentiableClassifier):
     """Abstract: scores an image at latents that an encoder infers, or around them.
-
-    The score is an ordinary function of the image, so that autograd computes its gradient.
 
     Shapes: x (B, C, H, W), scores (B, K).
 
@@ -59,27 +51,6 @@ class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, Trainable,
         super().__init__(input_shape=input_shape, num_classes=num_classes)
         self.budget = budget
         self.randomized = not budget.posterior_mean
-        self.gradient: Estimated | None = None
-        self.noise: NoiseSource = FixedNoise(0)
-
-    @abstractmethod
-    def _estimate(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Estimates the scores of a non-empty batch of checked images, differentiably."""
-
-    @without_autocast
-    def class_scores(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Estimates log p(x, y = k) in nats, or a lower bound; classes are equally likely a priori.
-
-        Shape: (B, C, H, W) -> (B, K).
-        """
-        x = self.check(x)
-        if not len(x):
-            return x.flatten(1).sum(1, keepdim=True).expand(-1, self.num_classes)
-        return (
-            self._estimate(x)
-            if self.gradient is None
-            else self.gradient.linearized(self._estimate, x, noise=self.noise)
-        )
 
     def with_noise(self, noise: NoiseSource) -> Self:
         """Returns a variant whose samples come from another source."""
@@ -101,19 +72,3 @@ class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, Trainable,
         """
         changed = changed_budget(self.budget, budget)
         return self._variant(budget=changed, randomized=not changed.posterior_mean)
-
-    @property
-    def gradients(self) -> tuple[str, ...]:
-        """`"exact"` is autograd's; `"estimated"` is made from scores alone."""
-        return ("exact", "estimated")
-
-    def _with_gradient(self, gradient: Literal["exact", "estimated"] | Estimated) -> Self:
-        if gradient == "exact":
-            return self._variant(gradient=None)
-        strategy = Estimated() if gradient == "estimated" else gradient
-        if not isinstance(strategy, Estimated):
-            raise ValueError(
-                f"Expected `gradient` out of {list(self.gradients)}, or `Estimated` with its own settings, "
-                f"but got {strategy!r}"
-            )
-        return self._variant(gradient=strategy)
