@@ -9,6 +9,7 @@ from ..._brief import one_line
 from ..._fields import AtLeastOne, Bounds, NotNegative, Positive, check_choice, check_fields, checked_field
 from ...inference import InferenceBudget
 from ...models._amortized import SamplingBudget
+from ...models.diffusion import DiffusionBudget
 from ...verification import AGAIN, DRAWS, Norm
 from ...zoo.weight_files import config_from_dict
 
@@ -55,7 +56,7 @@ PARTS = (BARE, ENCODER, TIGHTENED)  # of the judged model itself
 LENGTHS: tuple[Quantity, ...] = ("median_distance", "mean_distance")  # quantities that are no shares
 CLEAN = "clean"  # the pseudo-attack whose cells hold the decisions on unperturbed images
 
-_BUDGETS = (InferenceBudget, SamplingBudget)
+_BUDGETS = (DiffusionBudget, InferenceBudget, SamplingBudget)
 BUDGET_FIELDS = sorted({part.name for kind in _BUDGETS for part in fields(kind)})
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")

@@ -19,6 +19,7 @@ _EFFORT = (
     "steps",
     "expectation_draws",
     "samples",
+    "levels",
 )  # more is nearer to exact
 
 

@@ -14,8 +14,11 @@ from .baselines import (
 )
 from .convnets import ConvNet, ConvNetConfig
 from .deep_bayes import DeepBayes, DeepBayesConfig
+from .diffusion import DiffusionBudget, DiffusionClassifier, DiffusionConfig
 from .eabs import EABS, EABSConfig
+from .flow import ConditionalFlow, FlowConfig
 from .gmvae import GMVAE, GMVAEConfig
+from .pixelcnn import PixelCNN, PixelCNNConfig
 from .vade import VaDEClassifier, VaDEConfig
 
 __all__ = [
@@ -29,13 +32,20 @@ __all__ = [
     "BayesianMLP",
     "BayesianMLPConfig",
     "CNNConfig",
+    "ConditionalFlow",
     "ConvNet",
     "ConvNetConfig",
     "DeepBayes",
     "DeepBayesConfig",
+    "DiffusionBudget",
+    "DiffusionClassifier",
+    "DiffusionConfig",
     "EABSConfig",
+    "FlowConfig",
     "GMVAEConfig",
     "MLPConfig",
+    "PixelCNN",
+    "PixelCNNConfig",
     "PoolCNN",
     "PoolCNNConfig",
     "VaDEClassifier",
