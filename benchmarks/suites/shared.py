@@ -14,7 +14,11 @@ __all__ = ["ATTACKS_FILE", "expanded_attacks", "merged", "shared_attacks"]
 ATTACKS_FILE = "attacks.toml"
 
 # How a title says by which gradient, where that is more than its name.
-_BY_GRADIENT = {"through": " through the purifier", "bpda": " by BPDA"}
+_BY_GRADIENT = {
+    "through": " through the purifier",
+    "bpda": " by BPDA",
+    "unrolled": " through the last steps",
+}
 
 
 @cache

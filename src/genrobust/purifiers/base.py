@@ -10,14 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .._precision import without_autocast
-from ..capabilities import Defended, Trainable
+from ..capabilities import Defended, Randomized, Trainable
 from ..contract import Classifier, ImageModule, Prediction
 from ..external import check_classifier
-from ..gradients import straight_through
+from ..gradients import Estimated, straight_through
+from ..randomness import FixedNoise, NoiseSource
 
 __all__ = ["PurificationGradient", "Purified", "PurifiedConfig", "Purifier", "TrainablePurifier"]
 
-PurificationGradient = Literal["through", "bpda", "implicit", "grey-box"]
+PurificationGradient = Literal["through", "bpda", "implicit", "unrolled", "estimated", "grey-box"]
 
 
 class Purifier(ImageModule):
@@ -29,7 +30,7 @@ class Purifier(ImageModule):
         gradients: The gradient modes of `Purified` that it has.
     """
 
-    gradients: ClassVar[tuple[PurificationGradient, ...]] = ("through", "bpda", "grey-box")
+    gradients: ClassVar[tuple[PurificationGradient, ...]] = ("through", "bpda", "estimated", "grey-box")
 
     @abstractmethod
     def purify(
@@ -48,6 +49,20 @@ class Purifier(ImageModule):
         del x
         raise ValueError(
             "Expected a purifier that optimises latents for the gradient 'implicit', "
+            f"but got {type(self).__name__}"
+        )
+
+    def purify_unrolled(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Purifies checked images, differentiably through the last steps of an iteration.
+
+        Raises:
+            ValueError: If this purifier has no such steps.
+        """
+        del x
+        raise ValueError(
+            "Expected a purifier that takes steps in pixel space for the gradient 'unrolled', "
             f"but got {type(self).__name__}"
         )
 
@@ -118,7 +133,7 @@ class PurifiedConfig:
 
 
 @final
-class Purified(Defended, Trainable, Classifier):
+class Purified(Defended, Randomized, Trainable, Classifier):
     """A purifier before a classifier, which decides on the purified image.
 
     The gradient mode determines what an attacker gets of the purifier. All modes decide alike:
@@ -128,6 +143,8 @@ class Purified(Defended, Trainable, Classifier):
       that masks its gradient.
     - `"implicit"`: The gradient of an optimum, by the implicit function theorem, for a purifier that
       optimises latents (`LatentProjection`).
+    - `"unrolled"`: The last steps of a purifier that takes steps in pixel space (`LikelihoodMaximisation`).
+    - `"estimated"`: Finite differences of the whole defence's logits, without any derivative.
     - `"grey-box"`: Nothing. `forward` and its gradient are those of the bare classifier, as most purifiers
       were published (Wang and Morlock 2020). `predict`, and with it every verdict of `genrobust.verify`,
       still purifies. Only in this mode, the argmax of `forward` is not the decision.
@@ -139,7 +156,7 @@ class Purified(Defended, Trainable, Classifier):
     Args:
         purifier: The purifier.
         classifier: Any classifier of this package, also one that may reject.
-        gradient: The gradient mode.
+        gradient: The gradient mode, or `Estimated` with its own settings.
 
     Raises:
         ValueError: If the two take images of different shapes, or the mode is unknown.
@@ -156,7 +173,11 @@ class Purified(Defended, Trainable, Classifier):
     """
 
     def __init__(
-        self, purifier: Purifier, classifier: Classifier, *, gradient: PurificationGradient = "through"
+        self,
+        purifier: Purifier,
+        classifier: Classifier,
+        *,
+        gradient: PurificationGradient | Estimated = "through",
     ) -> None:
         classifier = check_classifier(classifier, "classifier")
         super().__init__(input_shape=classifier.input_shape, num_classes=classifier.num_classes)
@@ -167,14 +188,15 @@ class Purified(Defended, Trainable, Classifier):
                 f"Expected a `purifier` of images {classifier.input_shape}, as the classifier takes, "
                 f"but got one of {purifier.input_shape}"
             )
-        if gradient not in purifier.gradients:
+        if not isinstance(gradient, Estimated) and gradient not in purifier.gradients:
             raise ValueError(
                 f"Expected `gradient` out of {list(purifier.gradients)} for {type(purifier).__name__}, "
                 f"but got {gradient!r}"
             )
         self.purifier = purifier
         self.classifier = classifier
-        self.gradient = gradient
+        self.gradient = Estimated() if gradient == "estimated" else gradient
+        self.noise: NoiseSource = FixedNoise(0)
         self.randomized = purifier.randomized or classifier.randomized
         self.rejects = classifier.rejects
 
@@ -185,25 +207,43 @@ class Purified(Defended, Trainable, Classifier):
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
         """Returns the classifier's logits of the purified images; in grey-box mode, of the images."""
-        logits: Tensor = self.classifier(x if self.gradient == "grey-box" else self._purified(x))
+        if isinstance(self.gradient, Estimated):
+            return self.gradient.linearized(self._answers, x, noise=self.noise)
+        logits: Tensor = self.classifier(self.purified(x))
         return logits
+
+    def _answers(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch columns"]:
+        answers: Tensor = self.classifier(self.purifier.purify(x.clamp(0, 1)))  # queries leave [0, 1]
+        return answers
 
     def logits_of_draws(
         self, x: Float[Tensor, "draws batch channels height width"]
     ) -> Float[Tensor, "batch columns"]:
         """Returns the logits that the classifier's draws, each of another purified image, give together."""
-        images = x.flatten(0, 1)
-        if self.gradient != "grey-box":
-            images = self._purified(images)
+        if isinstance(self.gradient, Estimated):
+            return super().logits_of_draws(x)
+        images = self.purified(x.flatten(0, 1))
         return self.classifier.logits_of_draws(self.classifier.check(images).unflatten(0, x.shape[:2]))
 
-    def _purified(
+    def with_noise(self, noise: NoiseSource) -> Self:
+        """Returns a variant that knows where its parts' noise comes from; it draws none itself."""
+        return self._variant(noise=noise)
+
+    def purified(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
+        """Returns what the classifier is shown of checked images, with the gradient of the mode.
+
+        In grey-box mode, these are the images themselves.
+        """
+        if self.gradient == "grey-box":
+            return x
         if self.gradient == "through":
             return self.purifier.purify(x)
         if self.gradient == "implicit":
             return self.purifier.purify_implicitly(x)
+        if self.gradient == "unrolled":
+            return self.purifier.purify_unrolled(x)
         with torch.no_grad():
             images = self.purifier.purify(x)
         return straight_through(x, images)
@@ -239,8 +279,9 @@ class Purified(Defended, Trainable, Classifier):
         """The gradient modes that the purifier has."""
         return self.purifier.gradients
 
-    def _with_gradient(self, gradient: PurificationGradient) -> Self:
-        return type(self)(self.purifier, self.classifier, gradient=gradient)
+    def _with_gradient(self, gradient: PurificationGradient | Estimated) -> Self:
+        changed = type(self)(self.purifier, self.classifier, gradient=gradient)
+        return changed.with_noise(self.noise)
 
     def set_parts_training(self, mode: bool) -> None:
         """Switches the parts of the purifier, because the classifier is not trained."""

@@ -68,7 +68,13 @@ class LatentProjection(Searches, Purifier):
     """
 
     caches: ClassVar[frozenset[str]] = frozenset({"_derived"})
-    gradients: ClassVar[tuple[PurificationGradient, ...]] = ("through", "bpda", "implicit", "grey-box")
+    gradients: ClassVar[tuple[PurificationGradient, ...]] = (
+        "through",
+        "bpda",
+        "implicit",
+        "estimated",
+        "grey-box",
+    )
 
     def __init__(
         self,
