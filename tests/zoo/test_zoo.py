@@ -43,6 +43,7 @@ BOTH = [
     "comdefend",
     "deep-bayes",
     "deep-bayes-mlp",
+    "diffusion",
     "eabs",
     "gmvae",
     "gmvae-semi",
@@ -133,6 +134,7 @@ def test_adversarial_training_ran_past_its_best_clean_epoch() -> None:
         pytest.param("abs", 0.93, marks=pytest.mark.slow),
         pytest.param("eabs", 0.96, marks=pytest.mark.slow),
         ("deep-bayes", 0.97),
+        ("diffusion", 0.95),
         ("mlp", 0.93),
         ("vade", 0.95),
         ("bnn", 0.95),
@@ -146,6 +148,8 @@ def test_clean_accuracy_on_digits(name: str, least: float) -> None:
     model, test = load_model(name, dataset="digits"), load_dataset("digits", "test")
     if isinstance(model, LatentClassifier):
         model, test = model.with_inference(steps=15), test.subset(slice(180))
+    if name == "diffusion":
+        model, test = model.with_inference(levels=8), test.subset(slice(100))
     assert accuracy(model, test) >= least
 
 
@@ -171,6 +175,7 @@ def test_clean_images_survive_the_purifier(name: str) -> None:
     [
         ("abs", 0.95),
         ("deep-bayes-mlp", 0.96),
+        ("diffusion", 0.92),
         pytest.param("eabs", 0.97, marks=pytest.mark.slow),
         ("gmvae-semi", 0.97),
         ("vade", 0.97),
@@ -185,6 +190,8 @@ def test_clean_accuracy_on_mnist(name: str, least: float) -> None:
     if isinstance(model, LatentClassifier):
         model = model.with_inference(candidates=min(1000, model.budget.candidates), steps=10)
         test = test.subset(slice(200))
+    if name == "diffusion":
+        model, test = model.with_inference(levels=16), test.subset(slice(100))
     assert accuracy(model, test) >= least
 
 
@@ -415,6 +422,19 @@ def test_comdefend_before_vade_is_both_shipped_models() -> None:
     assert composed.settings()["purifier"] == comdefend.purifier.settings()
     assert float((composed(x).argmax(1) == y).float().mean()) > 0.85
     assert ("comdefend-vade", "digits") not in list_models()
+
+
+def test_defences_around_the_diffusion_classifier_have_its_weights() -> None:
+    x, y = load_dataset("digits", "test").batch(slice(12))
+    diffusion = load_model("diffusion", dataset="digits")
+    for name in ("rdc", "ndc", "diffpure"):
+        composed = load_model(name, dataset="digits")
+        own = {key: value for key, value in composed.state_dict().items() if "denoiser" in key}
+        assert own
+        for key, value in own.items():
+            assert torch.equal(value, diffusion.state_dict()["denoiser." + key.rpartition("denoiser.")[2]])
+        small = composed.with_inference(levels=2) if name == "rdc" else composed
+        assert float((small.predict(x[:6]).labels == y[:6]).float().mean()) > 0.6, name
 
 
 def test_binary_abs_has_the_weights_of_abs() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from ..certificates.smoothing import Smoothed
 from ..contract import Classifier
 from ..data import DatasetInfo
 from ..models._adversarial import Adversary
@@ -21,6 +22,7 @@ from ..models.baselines import (
 )
 from ..models.convnets import MAGNET, SUBSTITUTES, ConvNet, ConvNetConfig
 from ..models.deep_bayes import DeepBayes, DeepBayesConfig
+from ..models.diffusion import DiffusionClassifier, DiffusionConfig
 from ..models.eabs import EABS, EABSConfig
 from ..models.gmvae import GMVAE, GMVAEConfig
 from ..models.vade import VaDEClassifier, VaDEConfig
@@ -28,7 +30,9 @@ from ..nets.architectures import architecture
 from ..nets.conditionals import GRAPHS, Graph
 from ..purifiers.base import Purified
 from ..purifiers.comdefend import ComDefend, ComDefendConfig
+from ..purifiers.likelihood_maximisation import RobustDiffusionClassifier
 from ..purifiers.mad_vae import DEFENSE_VAE, MADVAE, VARIANTS, MADVAEConfig
+from ..purifiers.noising import DiffusionPurifier
 from ..zoo.registered import Build, Recipe, register_composition, register_model
 from .calibration import IMAGES_PER_CLASS, calibrate_detectors, calibrate_thresholds
 from .pairs import PairsConfig
@@ -46,6 +50,7 @@ from .schedules import (
 )
 from .sizes import (
     conditional_sizes,
+    denoiser_sizes,
     fitted,
     narrowed,
     pooling_sizes,
@@ -300,6 +305,21 @@ for _name, _variable, _labels in (
     )(partial(_gmvae, variable=_variable))
 
 
+def _diffusion(info: DatasetInfo) -> DiffusionClassifier:
+    return DiffusionClassifier(
+        DiffusionConfig(num_classes=info.num_classes, architecture=denoiser_sizes(info))
+    )
+
+
+_EDM = {"epochs": 200, "batch_size": 64, "learning_rate": 2e-3, "halve_every": 40, "noise_std": 0.0}
+
+register_model(
+    "diffusion",
+    classes={DiffusionClassifier: DiffusionConfig},
+    recipe=_trained("diffusion", _EDM),
+)(_diffusion)
+
+
 def _conv_net(info: DatasetInfo, config: ConvNetConfig) -> ConvNet:
     share = width_share(info)
     return ConvNet(
@@ -386,3 +406,21 @@ def _binary_abs(model: ABS) -> ABS:
 def _comdefend_vade(comdefend: Purified, vade: Classifier) -> Purified:
     """Puts ComDefend before VaDE (Zhang et al. 2020, Tables 5 to 7); ComDefend is trained on images alone."""
     return Purified(comdefend.purifier, vade)
+
+
+@register_composition("rdc", parts=("diffusion",))
+def _rdc(diffusion: DiffusionClassifier) -> RobustDiffusionClassifier:
+    """Moves an image to where the diffusion classifier finds it more likely (RDC; Chen et al. 2024)."""
+    return RobustDiffusionClassifier(diffusion)
+
+
+@register_composition("ndc", parts=("diffusion",))
+def _ndc(diffusion: DiffusionClassifier) -> Smoothed:
+    """Votes about noisy copies, which the diffusion classifier takes as they are (NDC; Chen et al. 2024)."""
+    return Smoothed(diffusion.with_inference(levels=4), sigma=0.5, draws=20)
+
+
+@register_composition("diffpure", parts=("diffusion", "cnn"))
+def _diffpure(diffusion: DiffusionClassifier, cnn: Classifier) -> Purified:
+    """Puts purification by noise before the CNN (DiffPure; Nie et al. 2022)."""
+    return Purified(DiffusionPurifier(diffusion), cnn)

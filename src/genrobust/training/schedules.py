@@ -75,6 +75,21 @@ PAIRS: dict[str, PairsConfig] = {
 SCHEDULES: dict[tuple[str, str], dict[str, Any]] = {
     ("bnn", "digits"): {"epochs": 300, "batch_size": 50, "halve_every": 100, "noise_std": 0.0},
     ("bnn", "mnist"): {"epochs": 40, "batch_size": 100, "halve_every": 12, "noise_std": 0.0},
+    ("diffusion", "digits"): {
+        "epochs": 60,
+        "batch_size": 16,
+        "learning_rate": 2e-3,
+        "halve_every": 15,
+        "noise_std": 0.0,
+    },
+    ("diffusion", "mnist"): {
+        "epochs": 9,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "halve_every": 2,
+        "decide_every": 9,  # the averaged weights of every epoch are better, by less than 300 images can tell
+        "noise_std": 0.0,
+    },
     ("mlp", "digits"): {"epochs": 100, "batch_size": 50, "halve_every": 30, "noise_std": 0.0},
     ("mlp", "mnist"): {"epochs": 20, "batch_size": 100, "halve_every": 6, "noise_std": 0.0},
     ("pool-cnn", "digits"): {"epochs": 60, "batch_size": 50, "halve_every": 20, "noise_std": 0.0},
@@ -138,6 +153,21 @@ SCHEDULES: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("comdefend", "digits"): {"epochs": 12, "batch_size": 16, "halve_every": 4},
     ("comdefend", "mnist"): {"epochs": 2, "batch_size": 64, "halve_every": 1, "precision": "bf16-mixed"},
+    **{
+        (name, dataset): {
+            "epochs": epochs,
+            "batch_size": batch,
+            "learning_rate": 3e-3,
+            "halve_every": halve,
+            "noise_std": 0.0,
+        }
+        for name, dataset, epochs, batch, halve in (
+            ("flow", "digits", 30, 32, 8),
+            ("flow", "mnist", 6, 64, 1),
+            ("pixelcnn", "digits", 30, 32, 8),
+            ("pixelcnn", "mnist", 4, 64, 1),
+        )
+    },
     ("vade", "digits"): {"epochs": 80, "batch_size": 64, "halve_every": 27, "noise_std": 0.0},
     ("vade", "mnist"): {"epochs": 40, "batch_size": 256, "halve_every": 13, "noise_std": 0.0},
     ("vade", "fashion_mnist"): {"epochs": 18, "batch_size": 256, "halve_every": 6, "noise_std": 0.0},

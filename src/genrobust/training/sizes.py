@@ -6,11 +6,13 @@ from dataclasses import replace
 from ..data import DatasetInfo
 from ..nets.architectures import Architecture, Conv, architecture
 from ..nets.conditionals import VAE_CNN, VAE_MLP, ConditionalArchitecture
+from ..nets.denoisers import DenoiserArchitecture
 from ..nets.pooling import PoolingArchitecture
 from .schedules import ARCHITECTURES, NARROWED, POOLING
 
 __all__ = [
     "conditional_sizes",
+    "denoiser_sizes",
     "fitted",
     "narrowed",
     "pooling_sizes",
@@ -43,6 +45,12 @@ def conditional_sizes(info: DatasetInfo, *, convolutional: bool) -> ConditionalA
         channels=tuple(width // share for width in arch.channels),
         hidden=tuple(width // share for width in arch.hidden),
     )
+
+
+def denoiser_sizes(info: DatasetInfo) -> DenoiserArchitecture:
+    """Returns the sizes of a denoiser: 64 maps for grey images, 128 for colour."""
+    maps = 64 if info.input_shape[0] == 1 else 128
+    return DenoiserArchitecture(input_shape=info.input_shape, channels=(maps, maps))
 
 
 def pooling_sizes(info: DatasetInfo) -> PoolingArchitecture:

@@ -159,10 +159,12 @@ class Composition:
 
 
 MODELS: Registry[RegisteredModel | Composition] = Registry(
-    "model", "genrobust.models", own=("genrobust.training.recipes",)
+    "model", "genrobust.models", own=("genrobust.training.recipes", "genrobust.training.likelihood_recipes")
 )
 CLASSES: Registry[SavedClass] = Registry(
-    "class of models", "genrobust.models", own=("genrobust.training.recipes",)
+    "class of models",
+    "genrobust.models",
+    own=("genrobust.training.recipes", "genrobust.training.likelihood_recipes"),
 )
 
 

@@ -14,6 +14,7 @@ TABLES = {
     *("deepbayes-figure1", "deepbayes-table1", "deepbayes-table2"),
     *("gmvae-table1", "gmvae-figure3", "gmvae-table2", "gmvae-figure5", "gmvae-whitebox", "gmvae-fooling"),
     *("gmvae-figure3-coil", "gmvae-figure3-svhn"),
+    *("flows-mnist", "ndc-mnist", "rdc-cifar10", "rdc-mnist"),
     *(f"zhang-table{number}" for number in range(1, 8)),
     *(f"madvae-table{number}" for number in range(1, 5)),
 }
