@@ -155,7 +155,9 @@ class _Objective(Query):
         super().__init__()
         evidence = {detector.evidence for detector in model.detectors}
         if evidence != _EVIDENCE:
-            raise ValueError(f"Expected detectors of {sorted(_EVIDENCE)}, but got {sorted(evidence)}")
+            raise ValueError(
+                f"Expected detectors of {sorted(_EVIDENCE)}, but got {sorted(map(str, evidence))}"
+            )
         if not (min(distance_exponent, latent_exponent) > 1 and perturbation_weight >= 0):
             raise ValueError(
                 "Expected exponents above 1 and `perturbation_weight` of at least 0, but got "

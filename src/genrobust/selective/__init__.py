@@ -10,6 +10,7 @@ from .detectors import (
 )
 from .evidence import Evidence, register_evidence
 from .guard import GuardedClassifier
+from .logit_scores import LogitScores
 from .reclassification import Reclassification, decide, reclassify
 from .reconstructions import optimized_reconstruction, reconstruction
 from .rejection import SelectiveClassifier, selective
@@ -20,6 +21,7 @@ __all__ = [
     "Detector",
     "Evidence",
     "GuardedClassifier",
+    "LogitScores",
     "Reclassification",
     "RiskCoverage",
     "SelectiveClassifier",

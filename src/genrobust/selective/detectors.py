@@ -15,7 +15,7 @@ from .._fields import Bounds, Positive, check_fields
 from .._files import read_json, write_json
 from .._precision import without_autocast
 from ..contract import GenerativeClassifier
-from .evidence import BATCH, EVIDENCE
+from .evidence import BATCH, Evidence, evidence_of
 from .reconstructions import check_labels
 
 __all__ = [
@@ -42,7 +42,7 @@ class Detector:
             `"marginal"`: -log p(x).
             `"logit"`: -log p(x, y).
             `"kl"`: KL of p(. | x) from the mean p(. | x') of that class (Li et al. 2019).
-            Others are registered by `register_evidence`.
+            Others are registered by `register_evidence`, or are an `Evidence` themselves.
         thresholds: One, or one per class.
         false_positive_rate: What the thresholds were calibrated to; None where it was something else.
         references: For `"kl"`, the mean p(. | x') of every class; for `"latent"`, the inverse covariance of
@@ -51,7 +51,7 @@ class Detector:
             with.
     """
 
-    evidence: str
+    evidence: str | Evidence
     thresholds: tuple[float, ...]
     false_positive_rate: Annotated[float, Bounds(above=0, below=1)] | None = None
     references: tuple[tuple[float, ...], ...] = ()
@@ -61,7 +61,7 @@ class Detector:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        has_references = EVIDENCE.get(self.evidence).has_references
+        has_references = evidence_of(self.evidence).has_references
         if not self.thresholds or has_references != bool(self.references):
             raise ValueError(
                 f"Expected `thresholds`, and {'some' if has_references else 'no'} `references`, but got "
@@ -69,6 +69,11 @@ class Detector:
             )
         if len(set(map(len, self.references))) > 1:
             raise ValueError(f"Expected `references` of one length, but got {self.evidence!r} with several")
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the scores have the gradient of what they are; otherwise an estimate, or none."""
+        return evidence_of(self.evidence).differentiable
 
     def check(self, num_classes: int) -> None:
         """Checks that this is a detector for a number of classes.
@@ -103,7 +108,7 @@ class Detector:
             ValueError: If a label is not a class of the model, or the model lacks what the evidence needs.
         """
         check_labels(y, model)
-        evidence = EVIDENCE.get(self.evidence)
+        evidence = evidence_of(self.evidence)
         if class_scores is None:
             class_scores = model.class_scores(x) if evidence.by_class_scores else x.new_zeros(0)
         references = torch.tensor(self.references, dtype=x.dtype, device=x.device)
@@ -133,7 +138,7 @@ class Detector:
 @torch.no_grad()
 @without_autocast
 def calibrate_detector(
-    evidence: str,
+    evidence: str | Evidence,
     model: GenerativeClassifier,
     x: Float[Tensor, "images channels height width"],
     y: Int[Tensor, " images"],
@@ -160,7 +165,7 @@ def calibrate_detector(
     Raises:
         ValueError: If the rate is not in (0, 1), or there are too few images for it.
     """
-    kind = EVIDENCE.get(evidence)
+    kind = evidence_of(evidence)
     if false_positive_rate is not None and not 0 < false_positive_rate < 1:
         raise ValueError(f"Expected `false_positive_rate` in (0, 1), but got {false_positive_rate}")
     check_labels(y, model)
@@ -194,7 +199,17 @@ def class_scores_of(
 
 
 def save_detectors(detectors: Mapping[str, Detector], path: str | os.PathLike[str]) -> None:
-    """Writes named detectors as JSON, atomically; thresholds keep every bit."""
+    """Writes named detectors as JSON, atomically; thresholds keep every bit.
+
+    Raises:
+        ValueError: If the evidence of one has no name by which a reader would find it.
+    """
+    for name, detector in detectors.items():
+        if isinstance(detector.evidence, Evidence):
+            raise ValueError(
+                f"Expected evidence with a name for a file, but {name!r} has a "
+                f"{type(detector.evidence).__name__}: register_evidence names one"
+            )
     write_json(path, {name: asdict(detector) for name, detector in detectors.items()})
 
 

@@ -12,7 +12,15 @@ from ..contract import GenerativeClassifier
 from ..registry import Registry
 from .reconstructions import reconstruction
 
-__all__ = ["BATCH", "EVIDENCE", "Evidence", "latent_precisions", "mahalanobis", "register_evidence"]
+__all__ = [
+    "BATCH",
+    "EVIDENCE",
+    "Evidence",
+    "evidence_of",
+    "latent_precisions",
+    "mahalanobis",
+    "register_evidence",
+]
 
 BATCH = 256
 
@@ -23,10 +31,13 @@ class Evidence(ABC):
     Attributes:
         by_class_scores: Whether it reads `class_scores`, which are then computed once for every use.
         has_references: Whether `references` returns any.
+        differentiable: Whether `scores` has the gradient of what it computes; otherwise it has an estimate,
+            or none.
     """
 
     by_class_scores: bool = False
     has_references: bool = False
+    differentiable: bool = True
 
     @abstractmethod
     def scores(
@@ -79,6 +90,20 @@ def register_evidence(name: str, evidence: Evidence) -> Evidence:
         >>> _ = register_evidence("brightness", Brightness())
     """
     return EVIDENCE.register(name, evidence, source=type(evidence))
+
+
+def evidence_of(evidence: str | Evidence) -> Evidence:
+    """Returns the kind of evidence of a name, or the evidence itself.
+
+    Raises:
+        ValueError: If there is none of that name.
+        TypeError: If it is neither a name nor evidence.
+    """
+    if isinstance(evidence, Evidence):
+        return evidence
+    if not isinstance(evidence, str):
+        raise TypeError(f"Expected `evidence` to be a name or an Evidence, but got {evidence!r:.60}")
+    return EVIDENCE.get(evidence)
 
 
 @final

@@ -56,7 +56,8 @@ class SelectiveClassifier(Defended, Reclassifies, ModelView):
         if not isinstance(known, GenerativeClassifier):
             raise TypeError(
                 f"Expected `model` to be a GenerativeClassifier, but got {type(known).__name__}: "
-                "GuardedClassifier puts detectors of a generative model before another classifier"
+                "GuardedClassifier puts detectors of a generative model before another classifier, and "
+                "LogitScores takes its logits as class scores"
             )
         super().__init__(model := known)
         if model.rejects:
