@@ -60,7 +60,7 @@ def execute(task: Task, models: Mapping[str, Classifier], *, memory: TransferMem
         gallery=make_gallery(judge, task.samples, images, labels, verdict, task.images.class_names)
         if attack is not None and task.cell.batch == 0
         else None,
-        examples=verdict.images.cpu().numpy() if attack is not None and task.keep_examples else None,
+        examples=verdict.images.cpu().numpy() if task.keep_examples else None,
     )
 
 

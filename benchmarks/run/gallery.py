@@ -1,4 +1,4 @@
-"""A few examples of every attack, kept for the eye."""
+"""A few examples of every attack, kept for the eye; and all images of a run, where they are kept."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from ...contract import Classifier
 from ...verification import Verification
 from .cells import Cell
 
-__all__ = ["EXAMPLES", "GALLERY", "make_gallery", "read_gallery", "write_arrays"]
+__all__ = ["EXAMPLES", "GALLERY", "make_gallery", "read_examples", "read_gallery", "write_arrays"]
 
 EXAMPLES, GALLERY = "examples", "gallery"
 SHOWN = 4
@@ -76,12 +76,33 @@ def write_arrays(folder: Path, kind: str, cell: Cell, arrays: Mapping[str, Array
 
 def read_gallery(folder: Path, cell: Cell, *, run: str) -> dict[str, Array] | None:
     """Reads a cell's examples; None where there are none, or their file is damaged or of another run."""
+    arrays = _read(folder, GALLERY, cell, run=run)
+    return arrays if arrays is not None and _is_gallery(arrays) else None
+
+
+def read_examples(folder: Path, cell: Cell, *, run: str) -> dict[str, Array] | None:
+    """Reads all images that a run with `keep_examples` judged in a cell.
+
+    Returns:
+        `sample`, indices of shape (B,) in the test split, and `adversarial`, the images of shape
+        (B, C, H, W), which are the clean ones in a clean cell. None where there are none, or their file is
+        damaged or of another run.
+    """
+    arrays = _read(folder, EXAMPLES, cell, run=run)
+    if arrays is None or not arrays.keys() >= {"sample", "adversarial"}:
+        return None
+    sample, images = arrays["sample"], arrays["adversarial"]
+    fits = sample.ndim == 1 and images.ndim == 4 and len(sample) == len(images)
+    return arrays if fits and sample.dtype.kind == "i" and images.dtype.kind == "f" else None
+
+
+def _read(folder: Path, kind: str, cell: Cell, *, run: str) -> dict[str, Array] | None:
     try:
-        with ArrayFile.open(_path(folder, GALLERY, cell)) as archive:
+        with ArrayFile.open(_path(folder, kind, cell)) as archive:
             arrays = {name: archive.read(name) for name in archive.names}
     except (OSError, ValueError):
         return None
-    return arrays if str(arrays.pop("run", None)) == run and _is_gallery(arrays) else None
+    return arrays if str(arrays.pop("run", None)) == run else None
 
 
 def _is_gallery(arrays: Mapping[str, Array]) -> bool:

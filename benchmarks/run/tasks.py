@@ -36,7 +36,7 @@ class Task:
         clean_right: Whether it was right by the majority of its draws, and by every draw; None if it drew
             once.
         own: The functions of registered attacks, which another process does not know.
-        keep_examples: Give back every adversarial image.
+        keep_examples: Give back every image that is judged, clean or adversarial.
     """
 
     cell: Cell
@@ -79,7 +79,7 @@ class Outcome:
     Attributes:
         columns: Columns of `cells.SCHEMA`.
         gallery: A few examples as arrays; see `gallery.make_gallery`. None for all but the first batch.
-        examples: Every adversarial image, if they are kept.
+        examples: Every image that was judged, if they are kept.
     """
 
     columns: Mapping[str, Any]
@@ -98,7 +98,7 @@ class Experiment:
         dataset: The test split.
         samples: Indices of the attacked images.
         seed: Seed of the run; the cells' own seeds are derived from it.
-        keep_examples: Keep every adversarial image.
+        keep_examples: Keep every image, clean or adversarial.
     """
 
     suite: Suite
