@@ -1,19 +1,12 @@
 """The page of one or several runs: one HTML file that loads no other file, also not from the network."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
-from importlib.resources import files
-
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 
 from .curves import HEIGHT, WIDTH, Panel, mark, panels, style
 from .document import Document
 from .galleries import Gallery, galleries
+from .templates import fill
 
 __all__ = ["render_page"]
 
@@ -48,19 +41,13 @@ def render_page(documents: Sequence[Document]) -> str:
     """
     if not documents:
         raise ValueError("Expected at least one run, but got none")
-    script = _source("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _template().render(
+    return fill(
+        "report/page.html",
         title=documents[0].title if len(documents) == 1 else f"{len(documents)} benchmark runs",
         runs=[_run(document) for document in documents],
-        version=version("genrobust"),
-        style=Markup(_source("style.css")),  # only our own files are exempt from escaping
-        script=Markup(script),
-        script_hash=f"sha256-{digest}",
         size=(WIDTH, HEIGHT),
         mark=mark,
         style_of=style,
-        percentage=lambda share: f"{100 * share:.1f}%",
     )
 
 
@@ -84,15 +71,3 @@ def _run(document: Document) -> _Run:
         galleries=shown,
         sections=tuple((name, title) for name, (title, there) in sections.items() if there),
     )
-
-
-def _source(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
-    )
-    return environment.from_string(_source("page.html"))

@@ -18,6 +18,7 @@ from ...zoo.weight_files import WEIGHTS, check_card
 from ..suites.model import Suite, SuiteModel
 
 __all__ = [
+    "GIVEN",
     "ModelReference",
     "PickledModel",
     "loaded",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 DETECTORS = "detectors.json"
+GIVEN = "given by the caller"  # in place of where weights come from: the model is no reference
 DEFAULT_FOLDER = Path("checkpoints")  # where `genrobust train` leaves models
 
 
@@ -170,7 +172,7 @@ class PickledModel:
         import cloudpickle
 
         content = cloudpickle.dumps(model)
-        device = str(next(model.parameters()).device)
+        device = str(model.like.device)
         return cls(hashlib.sha256(content).hexdigest(), content, device)
 
     def load(self) -> Classifier:

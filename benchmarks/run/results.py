@@ -32,10 +32,13 @@ _LAYOUT: Mapping[str, Any] = {
     "environment": dict[str, Any] | None,
     "command": str | None,
     "weights": dict[str, str] | None,
+    "kinds": dict[str, tuple[str, ...]] | None,
+    "began": str | None,
 }
 _BEHAVIOUR = ".behaviour."  # of a model, in the name of an entry
 FORMAT = 1  # of the manifest; another one means other keys
-CIRCUMSTANCES = ("environment", "command", "weights")  # entries of the manifest that a run is not bound to
+# Entries of the manifest that a run is not bound to.
+CIRCUMSTANCES = ("environment", "command", "weights", "kinds", "began")
 
 
 @dataclass(frozen=True, kw_only=True)

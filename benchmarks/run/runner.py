@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
@@ -19,9 +20,9 @@ from .engines import Engine, compute
 from .environment import compared_versions, environment
 from .forecast import Forecast
 from .gallery import EXAMPLES, GALLERY, write_arrays
-from .identity import identity
+from .identity import identity, kinds
 from .progress import RunProgress, run_progress
-from .references import ModelReference, PickledModel
+from .references import GIVEN, ModelReference, PickledModel
 from .results import MANIFEST, Failure, Results, begin_run, load_results, record_failure, record_success
 from .tasks import Experiment, Outcome, Task, choose_samples
 from .toolkits import check_attack, registered_attacks
@@ -55,7 +56,7 @@ def run_suite(
         samples: Number of test images; the suite's own number if None.
         seed: Seed of the choice of test images and of every cell.
         engine: Where to compute; this process alone if None.
-        keep_examples: Keep every adversarial image in `examples/`.
+        keep_examples: Keep every image, clean or adversarial, in `examples/`.
         command: That reproduces the run, for its manifest.
         show_progress: Show progress on the standard error stream.
 
@@ -81,10 +82,9 @@ def run_suite(
     sweep(out)
     begun = (out / MANIFEST).exists()
     origins = {
-        name: model.origin if isinstance(model, ModelReference) else "given by the caller"
-        for name, model in models.items()
+        name: model.origin if isinstance(model, ModelReference) else GIVEN for name, model in models.items()
     }
-    circumstances = {} if begun else {"environment": environment(), "command": command, "weights": origins}
+    circumstances = {} if begun else _circumstances(here, origins, command)
     run = begin_run(out, manifest, circumstances)
     cells = list(plan(suite, tuple(models), len(chosen)))
     found = {cell: table for cell in cells if (table := read_cell(out, cell, run=run)) is not None}
@@ -154,6 +154,18 @@ class _Keeper:
         )
         record_success(self._out, cell)
         self._progress.end(cell, self._finished[cell])
+
+
+def _circumstances(
+    models: Mapping[str, Classifier], origins: Mapping[str, str], command: str | None
+) -> dict[str, Any]:
+    return {
+        "environment": environment(),
+        "command": command,
+        "weights": origins,
+        "kinds": {name: kinds(model) for name, model in models.items()},
+        "began": datetime.now(UTC).date().isoformat(),
+    }
 
 
 def _known_of(clean: pa.Table) -> dict[str, np.ndarray[Any, Any]]:

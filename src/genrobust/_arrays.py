@@ -68,6 +68,15 @@ class ArrayFile:
         with self._member(name) as stored:
             return _header(stored, self._members[name].file_size)[0]
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Returns the type of an array without reading it.
+
+        Raises:
+            ValueError: If the file has no such array, or it is damaged.
+        """
+        with self._member(name) as stored:
+            return _header(stored, self._members[name].file_size)[1]
+
     def read(self, name: str) -> npt.NDArray[Any]:
         """Returns an array; no code that a file may hold is run.
 

@@ -1,0 +1,56 @@
+"""The pages of this package: one style, one script, and templates that escape everything else."""
+
+import base64
+import hashlib
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+__all__ = ["fill"]
+
+_BENCHMARKS = __name__.rsplit(".", 2)[0]
+
+
+def fill(template: str, **content: Any) -> str:
+    """Returns a page that loads no other file, also not from the network.
+
+    Args:
+        template: The path of a template below `benchmarks`, such as `"report/page.html"`.
+        **content: What it shows; every string is escaped, unless it is `Markup`.
+    """
+    script = _source("report/page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            version=version("genrobust"),
+            style=Markup(_source("report/style.css")),  # only our own files are exempt from escaping
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+            **content,
+        )
+    )
+
+
+def _source(name: str) -> str:
+    room, _, file = name.partition("/")
+    return (files(f"{_BENCHMARKS}.{room}") / file).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+        loader=FunctionLoader(_source),
+    )
+    environment.globals["percentage"] = lambda share: f"{100 * share:.1f}%"
+    return environment
