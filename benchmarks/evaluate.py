@@ -17,6 +17,7 @@ from ..attacks import named_attack
 from ..contract import Classifier
 from ..data import ImageDataset, Split, is_test_split_of, load_dataset
 from ..external import PROBE_IMAGES, as_classifier
+from .export import ExportFormat, export_run
 from .report import render_table, write_report
 from .run.engines import Engine, EngineName
 from .run.references import reference
@@ -79,6 +80,10 @@ class Evaluation:
     def report(self) -> tuple[Path, ...]:
         """Writes the report into the run's folder; give the paths of its files."""
         return tuple(write_report(self.results))
+
+    def export(self, form: ExportFormat, out: Path | str | None = None) -> tuple[Path, ...]:
+        """Writes the run in a format of others, and returns the paths; see `export.export_run`."""
+        return export_run(self.results, form, out)
 
 
 @final

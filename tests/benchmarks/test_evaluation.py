@@ -20,7 +20,7 @@ from genrobust.benchmarks.evaluate import Evaluation, IncompleteRunError, evalua
 from genrobust.benchmarks.report.terminal import summary_table
 from genrobust.benchmarks.run.cells import Cell
 from genrobust.benchmarks.run.environment import environment, git_revision
-from genrobust.benchmarks.run.gallery import EXAMPLES, read_gallery
+from genrobust.benchmarks.run.gallery import EXAMPLES, read_examples, read_gallery, write_arrays
 from genrobust.benchmarks.run.query import query_rows, rows_as_csv, rows_as_json
 from genrobust.benchmarks.run.results import Results
 from genrobust.benchmarks.run.runner import run_suite
@@ -307,15 +307,35 @@ def test_galleries_of_generative_models_have_reconstructions(
     assert not list(tmp_path.glob(EXAMPLES))
 
 
-def test_kept_examples_are_what_the_rows_judge(finished: Results, cnn: CNN) -> None:
-    paths = sorted((finished.folder / EXAMPLES).rglob("*.npz"))
-    assert len(paths) == 2
-    rows = {row["sample"]: row for row in finished.rows.to_pylist() if row["attack"] == "fgsm"}
-    for path in paths:
-        with np.load(path) as archive:
-            samples, images = archive["sample"], torch.from_numpy(archive["adversarial"])
-        decided = cnn(images).argmax(1).tolist()
-        assert decided == [rows[sample]["prediction"] for sample in samples.tolist()]
+def test_kept_examples_are_what_the_rows_judge(finished: Results, cnn: CNN, digits: ImageDataset) -> None:
+    assert len(sorted((finished.folder / EXAMPLES).rglob("*.npz"))) == 4
+    for attack, epsilon in (("clean", None), ("fgsm", 0.2)):
+        rows = {row["sample"]: row for row in finished.rows.to_pylist() if row["attack"] == attack}
+        for batch in range(2):
+            cell = Cell(model="cnn", attack=attack, epsilon=epsilon, batch=batch)
+            kept = read_examples(finished.folder, cell, run=finished.run)
+            assert kept is not None
+            samples, images = kept["sample"].tolist(), torch.from_numpy(kept["adversarial"])
+            assert cnn(images).argmax(1).tolist() == [rows[sample]["prediction"] for sample in samples]
+            if attack == "clean":
+                assert torch.equal(images, digits.batch(torch.tensor(samples))[0])
+
+
+def test_examples_of_another_run_or_another_shape_are_none(finished: Results, tmp_path: Path) -> None:
+    cell = Cell(model="cnn", attack="fgsm", epsilon=0.2, batch=0)
+    assert read_examples(finished.folder, cell, run="another") is None
+    images, samples = np.zeros((2, 1, 4, 4), np.float32), np.arange(2)
+    for arrays in (
+        {"sample": samples},
+        {"sample": samples, "adversarial": images[0]},
+        {"sample": samples[:1], "adversarial": images},
+        {"sample": samples.astype(float), "adversarial": images},
+        {"sample": samples, "adversarial": images.astype(int)},
+    ):
+        write_arrays(tmp_path, EXAMPLES, cell, arrays, run="run")
+        assert read_examples(tmp_path, cell, run="run") is None
+    write_arrays(tmp_path, EXAMPLES, cell, {"sample": samples, "adversarial": images}, run="run")
+    assert read_examples(tmp_path, cell, run="run") is not None
 
 
 def test_sql_answers_from_the_rows(finished: Results) -> None:
