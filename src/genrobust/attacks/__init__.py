@@ -1,5 +1,6 @@
 """Attacks as functions: those that the papers use and no toolkit has, one PGD, and anybody's own."""
 
+from .distal import DistalBudget, DistalImages, distal_images
 from .latent_descent import latent_descent
 from .matching import l2_logit_matching, linf_logit_matching, logit_matching
 from .multi_gradient import l2_multi_gradient, linf_multi_gradient, multi_gradient
@@ -14,8 +15,11 @@ from .variance_reduced import vr_igsm
 
 __all__ = [
     "ATTACKS",
+    "DistalBudget",
+    "DistalImages",
     "FGSMPath",
     "OwnAttack",
+    "distal_images",
     "fgsm",
     "fgsm_path",
     "fooling_attack",
