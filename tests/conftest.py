@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -53,13 +54,20 @@ from genrobust.models import (  # noqa: E402
     BayesianMLP,
     BayesianMLPConfig,
     CNNConfig,
+    ConditionalFlow,
     ConvNet,
     ConvNetConfig,
     DeepBayes,
     DeepBayesConfig,
+    DiffusionBudget,
+    DiffusionClassifier,
+    DiffusionConfig,
     EABSConfig,
+    FlowConfig,
     GMVAEConfig,
     MLPConfig,
+    PixelCNN,
+    PixelCNNConfig,
     PoolCNN,
     PoolCNNConfig,
     VaDEClassifier,
@@ -68,6 +76,7 @@ from genrobust.models import (  # noqa: E402
 from genrobust.nets import Architecture  # noqa: E402
 from genrobust.nets.architectures import Conv  # noqa: E402
 from genrobust.nets.conditionals import ConditionalArchitecture  # noqa: E402
+from genrobust.nets.denoisers import ConditionalDenoiser, DenoiserArchitecture  # noqa: E402
 from genrobust.nets.pooling import PoolingArchitecture  # noqa: E402
 from genrobust.purifiers import MADVAE, MADVAEConfig  # noqa: E402
 from genrobust.randomness import FixedNoise, NoiseSource, isolated_rng  # noqa: E402
@@ -163,6 +172,7 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
     )
     conditional = ConditionalArchitecture(input_shape=(1, 7, 8), latent_dim=3, channels=(4, 4), hidden=(8,))
     pooling = PoolingArchitecture(input_shape=(1, 8, 8), latent_dim=5, channels=(4, 6), hidden=12)
+    denoiser = DenoiserArchitecture(input_shape=(1, 7, 8), patch=2, channels=(4, 6), embedding=8)
     makers: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "cnn": (CNN, CNNConfig, {"architecture": ARCHITECTURES["eabs"]}),
         "abs": (
@@ -173,8 +183,23 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
         "conv-net": (ConvNet, ConvNetConfig, SMALL_CONV_NET),
         "bnn": (BayesianMLP, BayesianMLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
         "deep-bayes": (DeepBayes, DeepBayesConfig, {"architecture": conditional}),
+        "diffusion": (
+            DiffusionClassifier,
+            DiffusionConfig,
+            {"architecture": denoiser, "inference": DiffusionBudget(levels=3)},
+        ),
         "eabs": (EABS, EABSConfig, {"architecture": ARCHITECTURES["eabs"], "inference": inference}),
+        "flow": (
+            ConditionalFlow,
+            FlowConfig,
+            {"input_shape": (1, 8, 8), "patch": 2, "couplings": 4, "hidden": 4, "levels": 16},
+        ),
         "gmvae": (GMVAE, GMVAEConfig, {"architecture": pooling, "alpha": 4.0, "encoder_variance": 0.05}),
+        "pixelcnn": (
+            PixelCNN,
+            PixelCNNConfig,
+            {"input_shape": (1, 8, 8), "patch": 2, "hidden": 4, "layers": 1, "mixtures": 2, "levels": 16},
+        ),
         "mlp": (MLP, MLPConfig, {"input_shape": (1, 6, 6), "hidden": (9, 8)}),
         "purified": (
             _purified,
@@ -192,6 +217,8 @@ def _make_model(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32,
             {"architecture": ARCHITECTURES["eabs"], "variance": 0.1, "inference": inference},
         ),
     }
+    if name == "flow" and find_spec("zuko") is None:
+        pytest.skip("zuko is not installed")
     model_type, config_type, defaults = makers[name]
     with isolated_rng(seed):
         model = model_type(config_type(**{"num_classes": NUM_CLASSES, **defaults, **config}))
@@ -216,6 +243,12 @@ def _spread(model: nn.Module) -> None:
             module.bias.normal_(0, 0.3)
         elif isinstance(module, nn.ConvTranspose2d):
             module.weight.mul_(2)
+        elif isinstance(module, ConditionalDenoiser):  # whose blocks add nothing at first
+            for block in (*module.before, *module.inside, *module.after):
+                block.second.weight.normal_(0, 0.2)
+        elif isinstance(module, ConditionalFlow):  # which begins as the identity
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @pytest.fixture(scope="session")

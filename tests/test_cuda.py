@@ -10,7 +10,7 @@ from genrobust import verify
 from genrobust.benchmarks.speed.measure import measure_against_reference
 
 Make = Callable[..., Any]
-MODELS = ["abs", "eabs", "vade", "gmvae", "deep-bayes", "cnn"]
+MODELS = ["abs", "eabs", "vade", "gmvae", "deep-bayes", "diffusion", "cnn", "flow", "pixelcnn"]
 
 pytestmark = [
     pytest.mark.cuda,

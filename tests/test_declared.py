@@ -12,7 +12,7 @@ PACKAGE = Path(genrobust.__file__).parent
 MODELS_AND_WRAPPERS = {
     *CLASSES.names(),
     *("Expectation", "GuardedClassifier", "LatentProjection", "Majority", "MeanPrediction", "NearestMean"),
-    *("Probabilities", "Purified", "SelectiveClassifier", "WrappedModule"),
+    *("Probabilities", "Purified", "SelectiveClassifier", "Smoothed", "WrappedModule"),
 }
 
 # What asks something else than a model: toolkits and the C library, whose versions differ.

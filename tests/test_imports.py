@@ -19,6 +19,7 @@ TOOLKITS = {
     "eagerpy",
     "foolbox",
     "pyautoattack",
+    "pytorch_ood",
     "secmlt",
     "torchattacks",
 }

@@ -62,6 +62,7 @@ NUMBERS = (math.nan, math.inf, -math.inf, -1, "a", None, [], {}, object(), True,
 NO_COUNTS = (*NUMBERS, 1.5, 0, "2", np.float64(2.5), np.bool_(True))
 NO_SEEDS = (*NUMBERS, 1.5, 10**30, "2", np.float64(2.5), np.bool_(True))
 NO_RADII = (*NUMBERS, 0, 8, 300.0, "8/255", [0.1], np.array([0.1, 0.2]), -0.1)
+NO_DEVIATIONS = (*NUMBERS, 0, -0.1, "0.1", [0.1], np.array([0.1, 0.2]))
 NO_NAMES = (*NOTHING, "", "../x", "x" * 300, True)
 NO_CHOICES = (*NOTHING, "", "LINF", "l3", True)
 NO_LISTS = (None, "a", b"a", 3, 1.5, {}, object(), int, True, [1], ["a"])
@@ -90,6 +91,8 @@ WRONG: Mapping[str, Callable[[Any], Iterable[Any]]] = {
     "count": lambda _: NO_COUNTS,
     "seed": lambda _: NO_SEEDS,
     "radius": lambda _: NO_RADII,
+    "deviation": lambda _: NO_DEVIATIONS,
+    "share": lambda _: (*NO_DEVIATIONS, 1, 1.5),
     "name": lambda _: NO_NAMES,
     "text": lambda _: [value for value in NOTHING if not isinstance(value, str)],
     "choice": lambda _: NO_CHOICES,
@@ -120,7 +123,7 @@ def alike(kind: str, good: Any) -> Iterator[Any]:
     match kind:
         case "count" | "seed" | "count?" if good is not None:
             yield from (np.int64(good), np.uint8(good), np.int32(good), float(good))
-        case "radius":
+        case "radius" | "deviation" | "share":
             yield from (np.float64(good), np.float32(good))
         case "images":
             yield from (
@@ -217,8 +220,23 @@ def doors(make_model: Make, images: Make) -> dict[str, Door]:
         "certify": Door(
             lambda **settings: genrobust.certify(**settings).radii,
             {"model": abs_, "x": images(abs_, COUNT), "y": y, "seeds": 1},
-            {"model": "model", "x": "images", "y": "labels", "seeds": "count"},
+            {"model": "model", "x": "images", "y": "labels", "seeds": "count?", "method": "choice"},
             {"y": "`labels`"},
+        ),
+        "certify by smoothing": Door(
+            lambda **settings: genrobust.certify(**settings, method="smoothing").radii,
+            {"model": cnn, "x": x, "y": y, "sigma": 0.1, "n0": 5, "n": 20, "alpha": 0.1, "batch_size": 25},
+            {
+                "model": "network",
+                "x": "images",
+                "y": "labels",
+                "sigma": "deviation",
+                "n0": "count?",
+                "n": "count?",
+                "alpha": "share",
+                "batch_size": "count?",
+            },
+            {"model": "`", "x": "`", "y": "`labels`"},
         ),
         "load_model": Door(
             genrobust.load_model,
@@ -373,7 +391,10 @@ def test_the_whole_misuse_matrix(doors: Mapping[str, Door]) -> None:
     demand(*run_matrix(doors, step=1))
 
 
-@pytest.mark.parametrize("name", ["abs", "bnn", "cnn", "deep-bayes", "eabs", "gmvae", "purified", "vade"])
+@pytest.mark.parametrize(
+    "name",
+    ["abs", "bnn", "cnn", "deep-bayes", "diffusion", "eabs", "flow", "gmvae", "pixelcnn", "purified", "vade"],
+)
 @pytest.mark.parametrize("method", ["__call__", "predict"])
 def test_contexts_and_copies_change_no_answer(name: str, method: str, make_model: Make, images: Make) -> None:
     model = make_model(name)

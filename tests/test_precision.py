@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genrobust import Purified, as_classifier, load_model, verify
+from genrobust import GenerativeClassifier, Purified, as_classifier, load_model, verify
 from genrobust._precision import without_autocast
+from genrobust.capabilities import Encodes, Reconstructs, Samples
 
 Make = Callable[..., Any]
 MODELS = (
@@ -19,13 +20,16 @@ MODELS = (
     "conv-net",
     "deep-bayes",
     "eabs",
+    "diffusion",
+    "flow",
     "gmvae",
     "mlp",
+    "pixelcnn",
     "pool-cnn",
     "purified",
     "vade",
 )
-GENERATIVE = ("abs", "deep-bayes", "eabs", "gmvae", "vade")
+GENERATIVE = ("abs", "deep-bayes", "diffusion", "eabs", "flow", "gmvae", "pixelcnn", "vade")
 each_model = pytest.mark.parametrize("name", MODELS)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -44,9 +48,13 @@ def answers(model: Any, x: Tensor) -> list[Tensor]:
     """Returns everything that a model says about images, through each of its public functions."""
     prediction = model.predict(x)
     found = [model(x), prediction.probabilities, prediction.scores]
-    if hasattr(model, "class_scores"):
-        found += [model.class_scores(x), model.reconstruct(x)]
+    if isinstance(model, GenerativeClassifier):
+        found += [model.class_scores(x), model.log_density(x)]
+    if isinstance(model, Reconstructs):
+        found.append(model.reconstruct(x))
+    if isinstance(model, Encodes):
         found.append(model.encode(x, torch.zeros(len(x), dtype=torch.long)))
+    if isinstance(model, Samples):
         found.append(model.sample(2, generator=torch.Generator().manual_seed(0)))
     return found
 

@@ -18,6 +18,7 @@ TOOLKITS = {  # what code that needs it says, and the module
     "art": "art",
     "foolbox": "foolbox",
     "pyautoattack": "pyautoattack",
+    "pytorch_ood": "pytorch_ood",
     "secml": "secmlt",
     "torchattacks": "torchattacks",
 }
@@ -75,7 +76,7 @@ def test_every_command_exists(readme: Path) -> None:
         assert name in known, name
 
 
-@pytest.mark.parametrize("toolkit", sorted({*TOOLKITS, "robustbench"} - {"pyautoattack"}))
+@pytest.mark.parametrize("toolkit", sorted({*TOOLKITS, "robustbench"} - {"pyautoattack", "pytorch_ood"}))
 def test_every_toolkit_has_an_example_of_six_lines(toolkit: str) -> None:
     call = "run_autoattack(" if toolkit == "robustbench" else f"wrap_for_{toolkit}("
     examples = [block for block in blocks(TOP, "python") if call in block]

@@ -23,6 +23,7 @@ import genrobust.selective
 from genrobust import Classifier, Purified, SelectiveClassifier
 from genrobust._settings import digest
 from genrobust.attack_view import Probabilities
+from genrobust.certificates import Smoothed
 from genrobust.contract import ImageModule, fingerprint
 from genrobust.eot import Expectation, Majority, MeanPrediction
 from genrobust.external import WrappedModule
@@ -35,7 +36,10 @@ from genrobust.zoo import read_model, save_model
 
 Make = Callable[..., Any]
 
-ZOO = ["abs", "bnn", "cnn", "conv-net", "deep-bayes", "eabs", "gmvae", "mlp", "pool-cnn", "purified", "vade"]
+ZOO = [
+    *("abs", "bnn", "cnn", "conv-net", "deep-bayes", "diffusion", "eabs", "flow", "gmvae", "mlp", "pixelcnn"),
+    *("pool-cnn", "purified", "vade"),
+]
 SHAPES = ("input_shape", "num_classes", "latent_dim")  # another one is another network
 DETECTOR = Detector(evidence="marginal", thresholds=(3.0,), false_positive_rate=0.05)
 
@@ -70,6 +74,7 @@ WRAPPERS: dict[str, Callable[[Make], ImageModule]] = {
     "mean-prediction": lambda make: MeanPrediction(make("bnn"), draws=2, generator=generator()),
     "majority": lambda make: Majority(make("eabs"), draws=2),
     "probabilities": lambda make: Probabilities(make("abs")),
+    "smoothed": lambda make: Smoothed(make("cnn"), sigma=0.2, draws=3),
     "nearest-mean": lambda make: make("gmvae").encoder_view(),
     "wrapped": lambda _: wrapped(Double()),
     "projected": lambda make: Purified(projection(), make("eabs"), gradient="bpda"),
@@ -186,9 +191,13 @@ def test_every_variant_has_a_fingerprint_of_its_own(name: str, made: Make) -> No
         seen.add(fingerprint(whole.with_gradient(gradient)))
     assert len(seen) == len(whole.gradients) + own_gradient(whole)
     for field, value in whole.inference.items():
-        changed = {"method": "adam", "search": "distributions", "radius": 2.0, "refined_classes": 2}.get(
-            field, other(value)
-        )
+        changed = {
+            "method": "adam",
+            "search": "distributions",
+            "radius": 2.0,
+            "refined_classes": 2,
+            "weighting": "inverse",
+        }.get(field, other(value))
         if field in ("drop_least_likely", "trailing_tolerance"):
             changed = 0.5 * value + 0.25
         if (field, value) == ("encoder_proposal", True) and not whole.inference["candidates"]:

@@ -89,7 +89,7 @@ def test_what_a_model_flattens_inside_is_shown_too(slope: float) -> None:
     assert not plain.any()
 
 
-@pytest.mark.parametrize("name", ["cnn", "abs", "eabs", "vade", "deep-bayes", "gmvae", "bnn"])
+@pytest.mark.parametrize("name", ["cnn", "abs", "eabs", "vade", "deep-bayes", "diffusion", "gmvae", "bnn"])
 def test_longer_gradients_do_not_change_by_a_bit(name: str, make_model: Make, images: Make) -> None:
     model = make_model(name)
     x = images(model, 3)

@@ -50,6 +50,22 @@ def test_audit_answers_first_and_writes_its_page(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == 8
 
 
+def test_certify_says_what_is_certified_and_draws_the_curve(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    figure = tmp_path / "certified.png"
+    command = ["certify", "mlp", "--images", "4", "--sigma", "0.2", "--sigma", "0.4", "--n", "50"]
+    result = CliRunner().invoke(app, [*command, "--figure", str(figure)], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("the smoothed classifier (sigma 0.2, not the model itself)")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    result = CliRunner().invoke(app, [*command, "--radius", "0", "--json"])
+    found = json.loads(result.stdout)["certificates"]
+    assert list(found) == ["sigma 0.2", "sigma 0.4"]
+    assert found["sigma 0.2"]["accuracy"] == [sum(r > 0 for r in found["sigma 0.2"]["radii"]) / 4]
+    result = CliRunner().invoke(app, ["certify", "abs", "--images", "2"])
+    assert result.stdout.startswith("the radii hold if the inference found is exact")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -59,6 +75,10 @@ def test_audit_answers_first_and_writes_its_page(tmp_path: Path) -> None:
         (["train", "adv-linf", "--dataset", "coil20"], "`initial`"),
         (["audit", "vit"], "'vit'"),
         (["audit", "cnn", "--norm", "l0"], "`norm`"),
+        (["certify", "mlp"], "'smoothing' certifies any model"),
+        (["certify", "mlp", "--sigma", "0"], "`sigma`"),
+        (["certify", "mlp", "--sigma", "1", "--radius", "-1"], "`radius"),
+        (["certify", "mlp", "--sigma", "1", "--images", "0"], "`images`"),
         (["bench", "quick", "--models", "vit"], "'vit'"),
         (["bench", "quick", "--samples", "0"], "`samples`"),
     ],

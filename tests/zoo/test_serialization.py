@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,16 @@ from genrobust.models import (
     BayesianMLP,
     BayesianMLPConfig,
     CNNConfig,
+    ConditionalFlow,
     ConvNet,
     ConvNetConfig,
     DeepBayes,
     DeepBayesConfig,
     EABSConfig,
+    FlowConfig,
     MLPConfig,
+    PixelCNN,
+    PixelCNNConfig,
     PoolCNN,
     PoolCNNConfig,
     VaDEClassifier,
@@ -70,6 +75,12 @@ MODELS = {
             inference=SamplingBudget(samples=3, seed=4),
         )
     ),
+    "flow": lambda: ConditionalFlow(
+        FlowConfig(num_classes=3, input_shape=SHAPE, patch=2, couplings=3, hidden=4, levels=16)
+    ),
+    "pixelcnn": lambda: PixelCNN(
+        PixelCNNConfig(num_classes=3, input_shape=SHAPE, patch=2, hidden=4, layers=1, levels=16)
+    ),
     "conv-net": lambda: ConvNet(
         ConvNetConfig(
             num_classes=3, input_shape=SHAPE, convolutions=(Conv(3, 3, 1, 1),), pooled=(0,), hidden=()
@@ -98,8 +109,13 @@ MODELS = {
     ),
 }
 
+NEEDS_ZUKO = pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")
+each_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NEEDS_ZUKO) if name == "flow" else name for name in MODELS]
+)
 
-@pytest.mark.parametrize("name", MODELS)
+
+@each_model
 def test_round_trip(name: str, tmp_path: Path) -> None:
     model: Classifier = MODELS[name]()
     if hasattr(model, "temperature"):
@@ -113,7 +129,7 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", MODELS)
+@each_model
 def test_a_precision_rounds_what_has_axes_and_nothing_else(
     name: str, precision: Precision, tmp_path: Path
 ) -> None:
@@ -129,7 +145,7 @@ def test_a_precision_rounds_what_has_axes_and_nothing_else(
     assert (tmp_path / "model.safetensors").stat().st_size < whole.stat().st_size
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_model
 def test_inference_needs_nothing_that_a_shipped_file_leaves_out(name: str, tmp_path: Path) -> None:
     model: Classifier = MODELS[name]()
     path, again = tmp_path / "model.safetensors", tmp_path / "again.safetensors"

@@ -17,6 +17,9 @@ from .._malloc import keep_freed_memory
 from .attacks import attacks
 from .audit import audit
 from .bench import bench
+from .certify import certify
+from .export import export
+from .leaderboard import leaderboard
 from .models import models
 from .reports import compare, report
 from .results import results
@@ -45,7 +48,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 KEPT = {bench: "the finished cells are kept", train: "the finished epochs are kept"}
-for command in (models, attacks, train, show, bench, results, report, compare, audit):
+for command in (
+    models,
+    attacks,
+    train,
+    show,
+    bench,
+    results,
+    report,
+    compare,
+    export,
+    leaderboard,
+    audit,
+    certify,
+):
     app.command()(stoppable(command, KEPT.get(command, "")))
 
 
