@@ -29,8 +29,14 @@ from genrobust.eot import Expectation, Majority, MeanPrediction
 from genrobust.external import WrappedModule
 from genrobust.gradients import Estimated, Unrolled
 from genrobust.inference import InferenceBudget
-from genrobust.purifiers import ComDefend, ComDefendConfig, LatentProjection
-from genrobust.selective import Detector
+from genrobust.purifiers import (
+    ComDefend,
+    ComDefendConfig,
+    DiffusionPurifier,
+    LatentProjection,
+    RobustDiffusionClassifier,
+)
+from genrobust.selective import Detector, LogitScores
 from genrobust.selective.guard import GuardedClassifier
 from genrobust.zoo import read_model, save_model
 
@@ -82,6 +88,9 @@ WRAPPERS: dict[str, Callable[[Make], ImageModule]] = {
         ComDefend(ComDefendConfig(input_shape=(1, 8, 8), compression=(3,), reconstruction=(3,))),
         SelectiveClassifier(make("vade"), [DETECTOR]),
     ),
+    "robust-diffusion": lambda make: RobustDiffusionClassifier(make("diffusion")),
+    "noised": lambda make: Purified(DiffusionPurifier(make("diffusion")), make("diffusion")),
+    "logit-scores": lambda make: LogitScores(make("cnn")),
     "layers": lambda make: Probabilities(SelectiveClassifier(make("gmvae"), [DETECTOR])),
 }
 each_module = pytest.mark.parametrize("name", [*ZOO, *WRAPPERS])
