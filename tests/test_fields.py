@@ -203,7 +203,11 @@ def test_a_parameter_that_no_toolkit_takes(name: str, value: Any, message: str) 
         checked_parameter(value, PARAMETERS[name], name)
 
 
-ROOMS = ("auditing", "gradients", "inference", "models", "nets", "purifiers", "selective", "training", "zoo")
+ROOMS = (
+    *("attacks", "auditing", "certificates", "gradients", "inference", "models", "nets", "purifiers"),
+    *("selective", "training", "zoo"),
+)
+BRIDGES = {"genrobust.selective.pytorch_ood": "pytorch_ood", "genrobust.zoo.hub": "huggingface_hub"}
 NAMES = re.compile(r"\w*(Config|Budget|Architecture)|Adversary|Conv|Graph|Detector|Estimated|Unrolled|Recipe")
 
 
@@ -215,6 +219,8 @@ def _configs() -> dict[str, type]:
             continue
         package = importlib.import_module(f"genrobust.{room}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name in BRIDGES and find_spec(BRIDGES[module.name]) is None:
+                continue
             parts = vars(importlib.import_module(module.name)).items()
             found |= {name: kind for name, kind in parts if NAMES.fullmatch(name) and is_dataclass(kind)}
     return {name: kind for name, kind in found.items() if name not in UNCHECKED}
@@ -230,6 +236,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     },
     "Conv": {"channels": 1, "kernel": 2},
     "Detector": {"evidence": "marginal", "thresholds": (1.0,)},
+    "SmoothingBudget": {"sigma": 0.5},
 }
 CONFIGS = _configs()
 

@@ -52,6 +52,7 @@ def test_a_seed_gives_the_same_images_and_an_easy_class_no_step() -> None:
     assert torch.equal(first.steps == 0, sure)
 
 
+@pytest.mark.slow
 def test_abs_is_harder_to_be_made_sure_by_noise_than_a_cnn() -> None:
     classes, budget = torch.tensor([3, 8]), DistalBudget(steps=30)
     cnn = distal_images(load_model("cnn", dataset="digits"), classes, budget=budget, generator=seeded())

@@ -50,6 +50,7 @@ def test_audit_answers_first_and_writes_its_page(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == 8
 
 
+@pytest.mark.slow
 def test_certify_says_what_is_certified_and_draws_the_curve(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     figure = tmp_path / "certified.png"

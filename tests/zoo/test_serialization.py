@@ -252,6 +252,7 @@ def flat(info):
 """
 
 
+@pytest.mark.slow
 def test_a_strangers_class_is_read_where_its_plugin_is_loaded_and_named_where_it_is_not(
     tmp_path: Path, registrations_taken_back: None
 ) -> None:
