@@ -13,18 +13,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from genrobust import SelectiveClassifier, as_classifier, load_dataset, load_model, verify
 from genrobust.attacks import pgd
 from genrobust.attacks.contest import contest
-from genrobust.auditing import AuditBudget
-from genrobust.auditing.running import audit
 from genrobust.contract import Classifier, fingerprint
 from genrobust.gradients import Estimated
 from genrobust.selective import Detector, Evidence, LogitScores, calibrate_detector, save_detectors
 
 detectors = pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood is not installed")
+pytest.importorskip("pyarrow")
 
 from pytorch_ood import api  # noqa: E402
 from pytorch_ood.benchmark import Benchmark  # noqa: E402
 from pytorch_ood.metrics import OODMetrics  # noqa: E402
 
+from genrobust.auditing import AuditBudget  # noqa: E402
+from genrobust.auditing.running import audit  # noqa: E402
 from genrobust.selective.pytorch_ood import OutlierDetector, OutlierScore  # noqa: E402
 
 RATE = 0.05
