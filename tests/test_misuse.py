@@ -233,7 +233,7 @@ def doors(make_model: Make, images: Make) -> dict[str, Door]:
                 "sigma": "deviation",
                 "n0": "count?",
                 "n": "count?",
-                "alpha": "share",
+                "alpha": "share?",
                 "batch_size": "count?",
             },
             {"model": "`", "x": "`", "y": "`labels`"},
