@@ -102,8 +102,9 @@ def distal_images(
     noise = torch.rand((len(classes), *model.input_shape), generator=generator, dtype=torch.float32)
     images = noise.to(model.like)
     velocity, steps = torch.zeros_like(images), torch.zeros_like(classes)
+    rows = torch.arange(len(classes), device=classes.device)
     for _ in range(budget.steps):
-        rows = (~_sure(model, images, classes, budget.probability)[0]).nonzero()[:, 0]
+        rows = rows[~_sure(model, images[rows], classes[rows], budget.probability)[0]]
         if not len(rows):
             break
         with torch.enable_grad():

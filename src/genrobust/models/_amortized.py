@@ -1,11 +1,10 @@
 """Classifiers whose encoder infers the latents of an image, without optimisation at inference."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
+from .._budgeted import Budgeted
 from .._fields import AtLeastOne, Seed, check_fields
-from .._modules import changed_budget
 from ..capabilities import Encodes, Randomized, Reconstructs, Samples
 from ..randomness import NoiseSource
 from ._differentiable import DifferentiableClassifier
@@ -34,7 +33,7 @@ class SamplingBudget:
         check_fields(self)
 
 
-class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, DifferentiableClassifier):
+class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, Budgeted, DifferentiableClassifier):
     """Abstract: scores an image at latents that an encoder infers, or around them.
 
     Shapes: x (B, C, H, W), scores (B, K).
@@ -56,19 +55,5 @@ class AmortizedClassifier(Randomized, Encodes, Reconstructs, Samples, Differenti
         """Returns a variant whose samples come from another source."""
         return self._variant(noise=noise)
 
-    @property
-    def inference(self) -> Mapping[str, Any]:
-        """The fields of the budget, a `SamplingBudget`."""
-        return asdict(self.budget)
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Returns a variant that shares the weights and has another budget.
-
-        Args:
-            **budget: Fields of `SamplingBudget`.
-
-        Raises:
-            ValueError: If a field is unknown or its value is invalid.
-        """
-        changed = changed_budget(self.budget, budget)
-        return self._variant(budget=changed, randomized=not changed.posterior_mean)
+    def _with_budget(self, budget: SamplingBudget) -> Self:
+        return self._variant(budget=budget, randomized=not budget.posterior_mean)

@@ -2,16 +2,14 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .._budgeted import Budgeted
 from .._fields import AtLeastOne, check_fields
-from .._modules import changed_budget
 from ..capabilities import Samples, Tempered
 from ..data import UNLABELLED
 from ._differentiable import DifferentiableClassifier
@@ -36,7 +34,7 @@ class ChunkBudget:
 DEFAULT_BUDGET = ChunkBudget()
 
 
-class LikelihoodClassifier(Samples, Tempered, DifferentiableClassifier):
+class LikelihoodClassifier(Samples, Tempered, Budgeted, DifferentiableClassifier):
     """Abstract: the score is log p(x | y) + log p(y) itself, and training maximises it.
 
     Shapes: x (B, C, H, W), scores (B, K).
@@ -47,6 +45,7 @@ class LikelihoodClassifier(Samples, Tempered, DifferentiableClassifier):
         calibrates_temperature: Whether training sets the temperature on validation data.
     """
 
+    budget: ChunkBudget
     temperature: Tensor
 
     def __init__(
@@ -89,22 +88,6 @@ class LikelihoodClassifier(Samples, Tempered, DifferentiableClassifier):
     def probabilities(self, scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
         """Returns p(y | x) with the calibrated temperature; temperature 1 is Bayes' rule."""
         return self.scores_to_logits(scores).softmax(1)
-
-    @property
-    def inference(self) -> Mapping[str, Any]:
-        """The fields of the budget, a `ChunkBudget`."""
-        return asdict(self.budget)
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Returns a variant that shares the weights and has another budget.
-
-        Args:
-            **budget: Fields of `ChunkBudget`.
-
-        Raises:
-            ValueError: If a field is unknown or its value is invalid.
-        """
-        return self._variant(budget=changed_budget(self.budget, budget))
 
     @property
     def phases(self) -> dict[str, list[nn.Parameter]]:

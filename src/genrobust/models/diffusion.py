@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Self, final
 
@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .._budgeted import Budgeted
 from .._fields import AtLeastTwo, Positive, Rate, check_fields
-from .._modules import changed_budget
 from .._precision import without_autocast
 from ..capabilities import ClassifiesNoised, Denoises, Randomized, Reconstructs, Samples, Tempered
 from ..nets.denoisers import ConditionalDenoiser, DenoiserArchitecture
@@ -64,7 +64,14 @@ class DiffusionConfig:
 
 @final
 class DiffusionClassifier(
-    ClassifiesNoised, Denoises, Randomized, Reconstructs, Samples, Tempered, DifferentiableClassifier
+    ClassifiesNoised,
+    Denoises,
+    Randomized,
+    Reconstructs,
+    Samples,
+    Tempered,
+    Budgeted,
+    DifferentiableClassifier,
 ):
     """Decides for the class whose denoiser removes noise from the image best.
 
@@ -93,6 +100,7 @@ class DiffusionClassifier(
     Shapes: x (B, C, H, W), scores (B, K).
 
     Attributes:
+        budget: Noise levels of a score, a `DiffusionBudget`.
         temperature: Divisor that turns class scores into logits.
         calibrates_temperature: Whether training sets the temperature on validation data.
         validation_budget: The inference budget with which the training loop compares epochs.
@@ -108,6 +116,7 @@ class DiffusionClassifier(
     validation_budget: ClassVar[Mapping[str, Any]] = {"levels": 2}
     max_gradient_norm = 1.0
     randomized = True
+    budget: DiffusionBudget
     temperature: Tensor
     updates: Tensor
 
@@ -248,22 +257,6 @@ class DiffusionClassifier(
             x = x + (following - sigma) * (first + second) / 2
         images: Tensor = x.clamp(0, 1).unflatten(0, (self.num_classes, per_class))
         return images
-
-    @property
-    def inference(self) -> Mapping[str, Any]:
-        """The fields of the budget, a `DiffusionBudget`."""
-        return asdict(self.budget)
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Returns a variant that shares the weights and has another budget.
-
-        Args:
-            **budget: Fields of `DiffusionBudget`.
-
-        Raises:
-            ValueError: If a field is unknown or its value is invalid.
-        """
-        return self._variant(budget=changed_budget(self.budget, budget))
 
     def with_noise(self, noise: NoiseSource) -> Self:
         """Returns a variant whose levels and noise come from another source."""

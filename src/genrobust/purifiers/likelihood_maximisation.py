@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._budgeted import Budgeted
 from .._fields import AtLeastOne, Positive, check_fields
 from .._modules import changed_budget
 from .._precision import without_autocast
@@ -47,7 +48,7 @@ DEFAULT_BUDGET = AscentBudget()
 
 
 @final
-class LikelihoodMaximisation(Purifier):
+class LikelihoodMaximisation(Budgeted, Purifier):
     """Moves an image uphill in log p(x), within a radius, by normalised gradient steps in pixel space.
 
     This is the first half of the robust diffusion classifier (Chen et al. 2024, algorithm 1), for any
@@ -86,6 +87,7 @@ class LikelihoodMaximisation(Purifier):
         "estimated",
         "grey-box",
     )
+    budget: AscentBudget
 
     def __init__(self, model: GenerativeClassifier, *, inference: AscentBudget = DEFAULT_BUDGET) -> None:
         if not isinstance(model, GenerativeClassifier):
@@ -93,22 +95,6 @@ class LikelihoodMaximisation(Purifier):
         super().__init__(input_shape=model.input_shape)
         self.model, self.budget = model, inference
         self.randomized = model.randomized
-
-    @property
-    def inference(self) -> Mapping[str, Any]:
-        """The fields of the budget, an `AscentBudget`."""
-        return asdict(self.budget)
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Returns a variant with another budget.
-
-        Args:
-            **budget: Fields of `AscentBudget`.
-
-        Raises:
-            ValueError: If a field is unknown or its value is invalid.
-        """
-        return self._variant(budget=changed_budget(self.budget, budget))
 
     def purify(
         self, x: Float[Tensor, "batch channels height width"]

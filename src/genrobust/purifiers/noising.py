@@ -1,16 +1,15 @@
 """Purification by diffusion (DiffPure; Nie et al. 2022): noise drowns a perturbation."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self, final
+from dataclasses import dataclass
+from typing import ClassVar, Self, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .._budgeted import Budgeted
 from .._fields import AtLeastOne, Fraction, Positive, Seed, check_fields
-from .._modules import changed_budget
 from ..capabilities import Denoises, Randomized
 from ..contract import ImageModule
 from ..randomness import FixedNoise, NoiseSource
@@ -48,7 +47,7 @@ DEFAULT_BUDGET = NoisingBudget()
 
 
 @final
-class DiffusionPurifier(Randomized, Purifier):
+class DiffusionPurifier(Randomized, Budgeted, Purifier):
     """Adds noise to an image, and lets a diffusion model remove it step by step.
 
     Every step denoises, and goes from the noisy image towards the denoised one to the next noise level, with
@@ -76,6 +75,7 @@ class DiffusionPurifier(Randomized, Purifier):
 
     gradients: ClassVar[tuple[PurificationGradient, ...]] = ("through", "bpda", "estimated", "grey-box")
     randomized = True
+    budget: NoisingBudget
 
     def __init__(self, model: ImageModule, *, inference: NoisingBudget = DEFAULT_BUDGET) -> None:
         if not isinstance(model, Denoises):
@@ -83,22 +83,6 @@ class DiffusionPurifier(Randomized, Purifier):
         super().__init__(input_shape=model.input_shape)
         self.model, self.budget = model, inference
         self.noise: NoiseSource = FixedNoise(0)
-
-    @property
-    def inference(self) -> Mapping[str, Any]:
-        """The fields of the budget, a `NoisingBudget`."""
-        return asdict(self.budget)
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Returns a variant with another budget.
-
-        Args:
-            **budget: Fields of `NoisingBudget`.
-
-        Raises:
-            ValueError: If a field is unknown or its value is invalid.
-        """
-        return self._variant(budget=changed_budget(self.budget, budget))
 
     def with_noise(self, noise: NoiseSource) -> Self:
         """Returns a variant whose noise comes from another source."""

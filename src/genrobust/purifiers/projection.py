@@ -1,14 +1,14 @@
 """Purification by optimisation: the nearest image in a decoder's range, near the decoder's prior."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._modules import changed_budget
+from .._budgeted import Budgeted
 from .._settings import rounded
 from ..capabilities import Searches
 from ..inference import InferenceBudget, KLPrior, LatentObjective, Posterior, refine, refine_with_adam
@@ -23,7 +23,7 @@ ACTIVATIONS_PER_PIXEL = 256  # assumed for an unknown decoder
 
 
 @final
-class LatentProjection(Searches, Purifier):
+class LatentProjection(Searches, Budgeted, Purifier):
     """Returns G(z*) for z* = argmin_z ||x - G(z)||^2 + beta / 2 ||z||^2, for a user's decoder G.
 
     This is the idea of Defense-GAN (Samangouei et al. 2018), with the search and the refinement of this
@@ -128,20 +128,9 @@ class LatentProjection(Searches, Purifier):
         weights = [*self.parameters(), *self.buffers()]
         return self._derived.objective(weights, self._make_objective)
 
-    @property
-    def inference(self) -> Mapping[str, Any]:
-        """The fields of the budget, an `InferenceBudget`."""
-        return asdict(self.budget)
-
-    def with_inference(self, **budget: Any) -> Self:
-        """Returns a variant that shares the decoder and has another budget.
-
-        Raises:
-            ValueError: If a field is unknown or its value is invalid.
-        """
-        changed = changed_budget(self.budget, budget)
-        _check_start(changed, self.encoder)
-        return self._variant(budget=changed, _derived=self._derived)
+    def _with_budget(self, budget: InferenceBudget) -> Self:
+        _check_start(budget, self.encoder)
+        return self._variant(budget=budget, _derived=self._derived)
 
     @torch.no_grad()
     def _behaviour(self) -> dict[str, Any]:
