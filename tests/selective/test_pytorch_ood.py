@@ -314,7 +314,7 @@ def test_what_is_no_detector(training: Any, fitted: Any, tmp_path: Any) -> None:
     score = OutlierScore(fitted("MaxSoftmax"), training[0])
     with pytest.raises(ValueError, match="evidence with a name for a file, but 'mine' has a OutlierScore"):
         save_detectors({"mine": Detector(evidence=score, thresholds=(0.0,))}, tmp_path / "detectors.json")
-    with pytest.raises(TypeError, match="a name or an Evidence"):
+    with pytest.raises(ValueError, match="a name or an Evidence"):
         Detector(evidence=3, thresholds=(0.0,))  # type: ignore[arg-type]
 
 

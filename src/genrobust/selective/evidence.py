@@ -96,13 +96,12 @@ def evidence_of(evidence: str | Evidence) -> Evidence:
     """Returns the kind of evidence of a name, or the evidence itself.
 
     Raises:
-        ValueError: If there is none of that name.
-        TypeError: If it is neither a name nor evidence.
+        ValueError: If there is none of that name, or it is neither a name nor evidence.
     """
     if isinstance(evidence, Evidence):
         return evidence
     if not isinstance(evidence, str):
-        raise TypeError(f"Expected `evidence` to be a name or an Evidence, but got {evidence!r:.60}")
+        raise ValueError(f"Expected `evidence` to be a name or an Evidence, but got {evidence!r:.60}")
     return EVIDENCE.get(evidence)
 
 
