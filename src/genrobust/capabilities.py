@@ -195,12 +195,28 @@ class Defended(ABC):
     ) -> Float[Tensor, "batch channels height width"]:
         """Returns images as the bare classifier is shown them."""
 
-    def latents(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch latent"] | None:
-        """Returns where the defence encodes images; None if it has no latent space."""
+    @property
+    def generates(self) -> bool:
+        """Whether a generator makes the images that are passed on, so that `latents` and `decode` work."""
+        return False
+
+    def latents(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent"]:
+        """Returns where the defence encodes images, as a constant.
+
+        Raises:
+            ValueError: If it has no generator.
+        """
         del x
-        return None
+        raise ValueError(f"Expected a defence with a generator, but got {type(self).__name__}")
+
+    def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels height width"]:
+        """Returns what the generator makes of latents, differentiable.
+
+        Raises:
+            ValueError: If it has no generator.
+        """
+        del z
+        raise ValueError(f"Expected a defence with a generator, but got {type(self).__name__}")
 
 
 class Reclassifies(ABC):

@@ -4,6 +4,14 @@ from .distal import DistalBudget, DistalImages, distal_images
 from .latent_descent import latent_descent
 from .matching import l2_logit_matching, linf_logit_matching, logit_matching
 from .multi_gradient import l2_multi_gradient, linf_multi_gradient, multi_gradient
+from .overpowered import (
+    OverpoweredBudget,
+    OverpoweredPairs,
+    l2_overpowered,
+    linf_overpowered,
+    overpowered,
+    overpowered_pairs,
+)
 from .pgd import fgsm, l2_pgd, linf_pgd, loss_gradient, pgd
 from .random_fgsm import random_fgsm
 from .registered import ATTACKS, OwnAttack, named_attack, register_attack
@@ -18,6 +26,8 @@ __all__ = [
     "DistalBudget",
     "DistalImages",
     "FGSMPath",
+    "OverpoweredBudget",
+    "OverpoweredPairs",
     "OwnAttack",
     "distal_images",
     "fgsm",
@@ -26,17 +36,21 @@ __all__ = [
     "iterated_fgsm",
     "l2_logit_matching",
     "l2_multi_gradient",
+    "l2_overpowered",
     "l2_pgd",
     "l2_strongest",
     "latent_descent",
     "linf_logit_matching",
     "linf_multi_gradient",
+    "linf_overpowered",
     "linf_pgd",
     "linf_strongest",
     "logit_matching",
     "loss_gradient",
     "multi_gradient",
     "named_attack",
+    "overpowered",
+    "overpowered_pairs",
     "pgd",
     "random_fgsm",
     "register_attack",

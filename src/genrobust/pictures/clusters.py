@@ -98,8 +98,8 @@ def _stages(
     stages = [("images", images, bare.predict(images).labels)]
     if isinstance(model, Defended):
         stages.append(("purified", model.passed_on(images), labels))
-        if (latents := model.latents(images)) is not None:
-            stages.append(("latents", latents, labels))
+        if model.generates:
+            stages.append(("latents", model.latents(images), labels))
     return stages
 
 

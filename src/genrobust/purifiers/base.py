@@ -28,9 +28,11 @@ class Purifier(ImageModule):
 
     Attributes:
         gradients: The gradient modes of `Purified` that it has.
+        generates: Whether a generator makes the purified images, so that `latents` and `decode` work.
     """
 
     gradients: ClassVar[tuple[PurificationGradient, ...]] = ("through", "bpda", "estimated", "grey-box")
+    generates: ClassVar[bool] = False
 
     @abstractmethod
     def purify(
@@ -66,12 +68,23 @@ class Purifier(ImageModule):
             f"but got {type(self).__name__}"
         )
 
-    def latents(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch latent"] | None:
-        """Returns the latents of checked images; None if there is no latent space."""
+    def latents(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent"]:
+        """Returns the latents of checked images.
+
+        Raises:
+            ValueError: If this purifier does not generate.
+        """
         del x
-        return None
+        raise ValueError(f"Expected a purifier with a generator, but got {type(self).__name__}")
+
+    def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels height width"]:
+        """Returns the images of latents, differentiably.
+
+        Raises:
+            ValueError: If this purifier does not generate.
+        """
+        del z
+        raise ValueError(f"Expected a purifier with a generator, but got {type(self).__name__}")
 
     @without_autocast
     def forward(
@@ -266,13 +279,29 @@ class Purified(Defended, Randomized, Trainable, Classifier):
         """Returns the purified images."""
         return self.purifier.purify(self.check(x))
 
+    @property
+    def generates(self) -> bool:
+        """Whether the purifier has a generator."""
+        return self.purifier.generates
+
     @torch.no_grad()
     @without_autocast
-    def latents(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch latent"] | None:
-        """Returns the purifier's latents; None if it has no latent space."""
+    def latents(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent"]:
+        """Returns the purifier's latents.
+
+        Raises:
+            ValueError: If the purifier has no generator.
+        """
         return self.purifier.latents(self.check(x))
+
+    @without_autocast
+    def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels height width"]:
+        """Returns the images that the purifier makes of latents, differentiable.
+
+        Raises:
+            ValueError: If the purifier has no generator.
+        """
+        return self.purifier.decode(z)
 
     @property
     def gradients(self) -> tuple[str, ...]:

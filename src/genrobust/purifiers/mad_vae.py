@@ -137,6 +137,7 @@ class MADVAE(TrainablePurifier):
         torch.Size([3, 1, 28, 28])
     """
 
+    generates: ClassVar[bool] = True
     caches: ClassVar[frozenset[str]] = frozenset({"_drawn"})
 
     def __init__(self, config: MADVAEConfig | None = None) -> None:

@@ -68,6 +68,7 @@ class LatentProjection(Searches, Budgeted, Purifier):
     """
 
     caches: ClassVar[frozenset[str]] = frozenset({"_derived"})
+    generates: ClassVar[bool] = True
     gradients: ClassVar[tuple[PurificationGradient, ...]] = (
         "through",
         "bpda",
@@ -114,6 +115,10 @@ class LatentProjection(Searches, Budgeted, Purifier):
     def latents(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent"]:
         """Returns z*."""
         return self.infer(x)
+
+    def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels height width"]:
+        """Returns the decoder's images."""
+        return self._decoder(z)
 
     @torch.no_grad()
     def infer(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch latent"]:
