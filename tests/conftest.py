@@ -1,5 +1,7 @@
 """Shapes checked at run time, real data on request, and models small enough to be tested in milliseconds."""
 
+import functools
+import inspect
 import math
 import os
 import sys
@@ -7,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
 from typing import Any, get_args
 
 import jaxtyping
@@ -25,11 +28,48 @@ def check_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     """Has beartype check the hints that hold shapes, and those alone.
 
     jaxtyping decorates methods one by one: beartype then refuses `Self`, and every Protocol that is not made
-    for `isinstance`.
+    for `isinstance`. Every function is checked anew in every test, but not in the loops of that test: checks
+    of what an optimiser repeats took a third of the time of all tests.
     """
     hints = function.__annotations__
     function.__annotations__ = {name: hint if mentions_array(hint) else Any for name, hint in hints.items()}
-    return beartype(function)
+    checked = beartype(function)
+
+    @functools.wraps(function)
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        calls[function] = calls.get(function, 0) + 1
+        if calls[function] == CHECKED_CALLS and (repeated := written(function)) is not None:
+            repeated.__no_type_check__ = True
+            unchecked.append(repeated)
+        return checked(*arguments, **settings)
+
+    return counted
+
+
+CHECKED_CALLS = 20  # of a function, in a test
+calls: dict[Callable[..., Any], int] = {}
+unchecked: list[Any] = []
+
+
+def written(copy: Callable[..., Any]) -> Any:
+    """Finds the function of which jaxtyping gives checkers a copy; None if it is hidden."""
+    found: Any = sys.modules.get(copy.__module__)
+    for name in copy.__qualname__.split("."):
+        found = inspect.getattr_static(found, name, None)
+    match found:
+        case staticmethod() | classmethod():
+            found = found.__func__
+        case property():
+            found = found.fget
+    return inspect.unwrap(found) if isinstance(found, FunctionType) else None
+
+
+@pytest.fixture(autouse=True)
+def checked_anew() -> None:
+    """Has the shapes of every function checked again in every test."""
+    calls.clear()
+    while unchecked:
+        vars(unchecked.pop()).pop("__no_type_check__", None)
 
 
 # jaxtyping imports the checker by name; pytest's importlib mode gives a conftest none that can be imported.
@@ -81,7 +121,7 @@ from genrobust.nets.pooling import PoolingArchitecture  # noqa: E402
 from genrobust.purifiers import MADVAE, MADVAEConfig  # noqa: E402
 from genrobust.randomness import FixedNoise, NoiseSource, isolated_rng  # noqa: E402
 
-settings.register_profile("genrobust", deadline=None)
+settings.register_profile("genrobust", deadline=None, max_examples=50)
 settings.load_profile("genrobust")
 
 NUM_CLASSES = 4

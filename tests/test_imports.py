@@ -116,9 +116,8 @@ def test_a_function_at_the_top_takes_what_its_adapter_takes(function: str, home:
     ]
 
 
-@pytest.mark.parametrize(
-    ("call", "package", "title", "extra"),
-    [
+def test_a_star_import_needs_no_toolkit_and_a_missing_one_names_its_extra() -> None:
+    missing = [
         ("advertorch", "advertorch", "AdverTorch", "advertorch"),
         ("advlib", "adv_lib", "adv-lib", "advlib"),
         ("art", "art", "ART", "art"),
@@ -126,30 +125,25 @@ def test_a_function_at_the_top_takes_what_its_adapter_takes(function: str, home:
         ("robustbench", "pyautoattack", "AutoAttack", "robustbench"),
         ("secml", "secmlt", "secml-torch", "secmltorch"),
         ("torchattacks", "torchattacks", "torchattacks", "torchattacks"),
-    ],
-)
-def test_a_missing_toolkit_names_the_extra(call: str, package: str, title: str, extra: str) -> None:
+    ]
     code = f"""
 import sys
-sys.modules["{package}"] = sys.modules["autoattack"] = None
+sys.modules.update(dict.fromkeys({sorted(TOOLKITS)}))
+from genrobust import *
 import genrobust
-try:
-    genrobust.wrap_for_{call}(None)
-except ImportError as error:
-    print(error.name, error)
+print(evaluate.__name__)
+for call in {[call for call, *_ in missing]}:
+    try:
+        getattr(genrobust, "wrap_for_" + call)(None)
+    except ImportError as error:
+        print(error.name, error)
 """
-    rest = ", then pip install --no-deps adv-lib" if extra == "advlib" else ""
-    assert run_python(code) == (
-        f"{package} Expected {title} to be installed: pip install 'genrobust[{extra}]'{rest}\n"
-    )
-
-
-def test_a_star_import_needs_no_toolkit() -> None:
-    hidden = "".join(f"sys.modules[{toolkit!r}] = None\n" for toolkit in sorted(TOOLKITS))
-    ran = run_python(
-        f"import sys\n{hidden}from genrobust import *\nprint(evaluate.__name__, wrap_for_art.__name__)"
-    )
-    assert ran == "evaluate wrap_for_art\n"
+    first, *told = run_python(code).splitlines()
+    assert first == "evaluate"
+    assert len(told) == len(missing)
+    for line, (_, package, title, extra) in zip(told, missing, strict=True):
+        rest = ", then pip install --no-deps adv-lib" if extra == "advlib" else ""
+        assert line == f"{package} Expected {title} to be installed: pip install 'genrobust[{extra}]'{rest}"
 
 
 @pytest.mark.parametrize("name", genrobust.__all__)

@@ -24,7 +24,6 @@ from genrobust.selective import Detector
 Make = Callable[..., Any]
 COUNT, OBSCURE = 4, 0.02
 OUTCOMES = ("right", "obscure", "silent")
-SHARE = 7  # one of so many trials runs by default
 
 # What has no arguments, runs no code of ours with them, or is abstract.
 BARE = {
@@ -382,13 +381,11 @@ pytestmark = [
 ]
 
 
-def test_a_share_of_the_misuse_matrix(doors: Mapping[str, Door]) -> None:
-    demand(*run_matrix(doors, step=SHARE))
-
-
-@pytest.mark.slow
-def test_the_whole_misuse_matrix(doors: Mapping[str, Door]) -> None:
-    demand(*run_matrix(doors, step=1))
+@pytest.mark.parametrize(
+    "step", [20, pytest.param(4, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.matrix)]
+)
+def test_a_share_of_the_misuse_matrix(step: int, doors: Mapping[str, Door]) -> None:
+    demand(*run_matrix(doors, step=step))
 
 
 @pytest.mark.parametrize(

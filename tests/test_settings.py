@@ -1,6 +1,7 @@
 """Settings and fingerprints: what changes an answer changes them, in every class, and nothing else does."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -184,7 +185,10 @@ def test_every_setting_of_every_part_counts(name: str, made: Make) -> None:
 def test_every_weight_counts(name: str, made: Make) -> None:
     whole = made(name)
     before = fingerprint(whole)
-    for key, weight in whole.state_dict().items():
+    weights = list(whole.state_dict().items())
+    if name in WRAPPERS:  # all weights of what they wrap are walked on its own
+        weights = weights[:: math.ceil(len(weights) / 8)]
+    for key, weight in weights:
         kept = weight.clone()
         weight.view(-1)[-1:] += 1
         assert fingerprint(whole) != before, key

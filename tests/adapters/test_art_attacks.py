@@ -28,18 +28,16 @@ from genrobust.adapters.catalogues.art import ART, EXCLUDED
 
 Make = Callable[..., Any]
 EPSILONS = {"linf": 0.3, "l2": 2.0, "l1": 20.0, "l0": 20.0, "other": 0.3}
-SLOW = ("BrendelBethgeAttack", "GRAPHITEBlackbox")  # the first compiles
+# The first compiles, for a minute and a half.
+MARKS = {"BrendelBethgeAttack": [pytest.mark.matrix], "GRAPHITEBlackbox": [pytest.mark.slow]}
 each_entry = pytest.mark.parametrize(
     "entry",
-    [
-        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.name in SLOW else [])
-        for entry in ART.attacks
-    ],
+    [pytest.param(entry, id=entry.name, marks=MARKS.get(entry.name, [])) for entry in ART.attacks],
 )
 each_gradient_entry = pytest.mark.parametrize(
     "entry",
     [
-        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.name in SLOW else [])
+        pytest.param(entry, id=entry.name, marks=MARKS.get(entry.name, []))
         for entry in ART.attacks
         if entry.knowledge == "white"
     ],

@@ -356,7 +356,9 @@ RANDOM_WALKS = {
 }
 
 
-@pytest.mark.parametrize("attack", RANDOM_WALKS)
+@pytest.mark.parametrize(
+    "attack", ["Boundary", "HopSkipJump", pytest.param("Pointwise", marks=pytest.mark.slow)]
+)
 def test_decision_attacks_find_their_start_on_a_random_model(attack: str, make_victim: Make) -> None:
     model = make_victim("eabs").with_inference(candidates=8, steps=0)
     fmodel = wrap_for_foolbox(model, eot=5, output="decisions")

@@ -186,6 +186,7 @@ def test_no_perturbation_within_the_radius_changes_the_decision(
         assert (model(moved.clamp(0, 1)).argmax(1) == y).all()
 
 
+@pytest.mark.slow
 def test_eabs_radii_are_those_of_the_lowest_costs_found(make_model: Make, images: Make) -> None:
     model = make_model("eabs", dtype=torch.float64)
     assert isinstance(model, EABS)
@@ -208,6 +209,7 @@ def test_eabs_radii_are_those_of_the_lowest_costs_found(make_model: Make, images
     assert len(certify(model, x[:0], y[:0]).radii) == 0
 
 
+@pytest.mark.slow
 def test_a_certificate_does_not_depend_on_the_budget_of_verdicts(make_model: Make, images: Make) -> None:
     model = make_model("eabs", dtype=torch.float64)
     x = images(model, 5)

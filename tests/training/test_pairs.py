@@ -131,9 +131,9 @@ def test_kill_9_loses_no_finished_file(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", SCRIPT]
     whole = subprocess.run(
-        [*command, str(tmp_path / "whole"), "60"], env=environment, capture_output=True, text=True, check=True
+        [*command, str(tmp_path / "whole"), "30"], env=environment, capture_output=True, text=True, check=True
     )
-    with subprocess.Popen([*command, str(tmp_path / "killed"), "60"], env=environment) as process:
+    with subprocess.Popen([*command, str(tmp_path / "killed"), "30"], env=environment) as process:
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "killed").glob("*/cw-*.safetensors"))) < 2:
             assert time.monotonic() < deadline
@@ -142,7 +142,7 @@ def test_kill_9_loses_no_finished_file(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/*.safetensors")}
     again = subprocess.run(
-        [*command, str(tmp_path / "killed"), "60"],
+        [*command, str(tmp_path / "killed"), "30"],
         env=environment,
         capture_output=True,
         text=True,

@@ -147,7 +147,7 @@ def test_adversarial_training_ran_past_its_best_clean_epoch() -> None:
 def test_clean_accuracy_on_digits(name: str, least: float) -> None:
     model, test = load_model(name, dataset="digits"), load_dataset("digits", "test")
     if isinstance(model, LatentClassifier):
-        model, test = model.with_inference(steps=15), test.subset(slice(180))
+        model, test = model.with_inference(steps=15), test.subset(slice(100))
     if name == "diffusion":
         model, test = model.with_inference(levels=8), test.subset(slice(100))
     assert accuracy(model, test) >= least
@@ -189,7 +189,9 @@ def test_clean_accuracy_on_mnist(name: str, least: float) -> None:
     model, test = load_model(name, dataset="mnist"), load_dataset("mnist", "test").subset(slice(400))
     if isinstance(model, LatentClassifier):
         model = model.with_inference(candidates=min(1000, model.budget.candidates), steps=10)
-        test = test.subset(slice(200))
+        test = test.subset(slice(100))
+    if name == "deep-bayes":
+        test = test.subset(slice(100))
     if name == "diffusion":
         model, test = model.with_inference(levels=16), test.subset(slice(100))
     assert accuracy(model, test) >= least
@@ -212,7 +214,7 @@ def test_clean_accuracy_on_fashion_mnist(name: str, least: float) -> None:
     test = load_dataset("fashion_mnist", "test").subset(slice(400))
     if isinstance(model, LatentClassifier):
         model = model.with_inference(candidates=min(1000, model.budget.candidates), steps=10)
-        test = test.subset(slice(200))
+        test = test.subset(slice(100))
     assert accuracy(model, test) >= least
 
 
@@ -221,7 +223,7 @@ def test_shipped_detectors_flag_noise_and_few_clean_images() -> None:
     assert isinstance(model, GenerativeClassifier)
     detectors = load_detectors("deep-bayes", dataset="digits")
     assert sorted(detectors) == ["distance", "kl", "logit", "marginal", "mean-distance"]
-    x, y = load_dataset("digits", "test").batch(slice(None))
+    x, y = load_dataset("digits", "test").batch(slice(100))
     noise = torch.rand((20, 1, 28, 28), generator=torch.Generator().manual_seed(0))
     for name, detector in detectors.items():
         clean = float(detector.flags(model, x, y).float().mean())
@@ -326,6 +328,8 @@ def test_unknown_model_names_the_shipped_ones() -> None:
     ["mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in ("svhn", "gtsrb", "coil20"))],
 )
 def test_every_recipe_builds(name: str, dataset: str) -> None:
+    if dataset != "mnist" and name in ("adv-vade", "zhang-vade"):
+        pytest.skip("a VaDE of other training has the network of vade")
     model = build_model(name, dataset)
     TrainingConfig(**recipe(name, dataset).training)
     if isinstance(model, LatentClassifier):
@@ -334,7 +338,7 @@ def test_every_recipe_builds(name: str, dataset: str) -> None:
     assert model(torch.rand(1, *model.input_shape)).shape == (1, model.num_classes)
 
 
-@pytest.mark.parametrize("name", sorted({*WITH_RECIPE} - {"substitute-b"}))
+@pytest.mark.parametrize("name", sorted({*WITH_RECIPE} - {"adv-vade", "substitute-b", "zhang-vade"}))
 def test_every_recipe_builds_for_images_of_another_shape(name: str) -> None:
     info = DatasetInfo(name="mine", input_shape=(3, 20, 20), class_names=tuple("abcdefg"))
     model = model_with_recipe(name).build(info)

@@ -222,7 +222,8 @@ def works(simulate: Callable[[Path], Results], tmp_path: Path) -> dict[str, Work
         results = simulate(out)
         arrays = sorted(str(path.relative_to(out)) for path in out.rglob("*.npz"))
         assert len([name for name in arrays if name.startswith("gallery")]) == 2
-        assert len([name for name in arrays if name.startswith("examples")]) == 3 * SAMPLES // 2  # of the clean images too
+        examples = [name for name in arrays if name.startswith("examples")]
+        assert len(examples) == 3 * SAMPLES // 2  # of two attacks, and of the clean images
         return comparable(results).to_pylist(), arrays
 
     return {

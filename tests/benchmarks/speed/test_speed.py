@@ -69,7 +69,7 @@ TINY += ["--attack-steps", "2", "--attack-budget", "candidates=20,steps=1"]
 
 
 @pytest.mark.parametrize(
-    "study", [pytest.param(study, marks=[pytest.mark.slow] * (study == "expected")) for study in STUDIES]
+    "study", [pytest.param(study, marks=[pytest.mark.slow] * (study != "decisions")) for study in STUDIES]
 )
 def test_every_study_goes_on_where_it_was_stopped(
     study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
