@@ -22,7 +22,7 @@ from .words import (
     threat,
 )
 
-__all__ = ["SIGNIFICANT", "headline", "tables"]
+__all__ = ["SIGNIFICANT", "headline", "paper_cells", "tables"]
 
 SIGNIFICANT = 0.01  # E-ABS section 4.5
 
@@ -243,7 +243,8 @@ def _paper(titles: Mapping[str, str], values: tuple[PaperValue, ...]) -> Table:
     )
 
 
-def _paper_row(titles: Mapping[str, str], value: PaperValue) -> tuple[TableCell, ...]:
+def paper_cells(value: PaperValue) -> tuple[TableCell, TableCell, TableCell]:
+    """Returns the paper's number, ours, and the difference, with the intervals of both."""
     is_share = value.quantity not in LENGTHS
     images = f"{value.images:,} images" if value.images else ""
     paper = TableCell(text=distance(value.paper), detail=images, order=value.paper)
@@ -254,13 +255,15 @@ def _paper_row(titles: Mapping[str, str], value: PaperValue) -> tuple[TableCell,
     if None not in (value.measured, value.low, value.high, value.difference):
         ours, detail = _measured(value, is_share=is_share)
         difference = _difference(value, is_share=is_share)
+    return paper, TableCell(text=ours, detail=detail, order=value.measured), difference
+
+
+def _paper_row(titles: Mapping[str, str], value: PaperValue) -> tuple[TableCell, ...]:
     return (
         TableCell(text=titles[value.model]),
         TableCell(text=value.title, detail=threat(value.norm, value.epsilon)),
         TableCell(text=QUANTITIES[value.quantity]),
-        paper,
-        TableCell(text=ours, detail=detail, order=value.measured),
-        difference,
+        *paper_cells(value),
         TableCell(text=value.verdict, strong=value.verdict == "differs"),
     )
 

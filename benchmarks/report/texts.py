@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from .document import Document
 from .table import Table, TableCell
 
-__all__ = ["render_latex", "render_markdown"]
+__all__ = ["markdown_table", "markdown_text", "render_latex", "render_markdown"]
 
 SECTIONS = (
     "leaderboard",
@@ -62,33 +62,38 @@ def render_latex(documents: Sequence[Document]) -> str:
 
 
 def _markdown(document: Document) -> Iterator[str]:
-    yield f"# {_escaped(document.title)}"
-    yield "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in document.facts)
+    yield f"# {markdown_text(document.title)}"
+    yield "\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in document.facts)
     if document.unfinished:
-        yield f"**Unfinished.** {_escaped(document.unfinished)}"
+        yield f"**Unfinished.** {markdown_text(document.unfinished)}"
     if document.reduced:
-        yield "Reduced against the paper:\n\n" + "\n".join(f"- {_escaped(line)}" for line in document.reduced)
-    yield "\n".join(f"- {_escaped(line)}" for line in document.findings)
+        yield "Reduced against the paper:\n\n" + "\n".join(
+            f"- {markdown_text(line)}" for line in document.reduced
+        )
+    yield "\n".join(f"- {markdown_text(line)}" for line in document.findings)
     for name in SECTIONS:
         for table in document.tables[name]:
-            yield f"## {_escaped(table.title)}"
-            yield _escaped(table.caption)
-            yield _markdown_table(table)
+            yield f"## {markdown_text(table.title)}"
+            yield markdown_text(table.caption)
+            yield markdown_table(table)
     yield "## Is it credible?"
     yield "\n".join(
-        f"- {'**' if flag.raised else ''}{_escaped(flag.title)}{'**' if flag.raised else ''}. "
-        f"{_escaped(flag.meaning)}"
+        f"- {'**' if flag.raised else ''}{markdown_text(flag.title)}{'**' if flag.raised else ''}. "
+        f"{markdown_text(flag.meaning)}"
         for flag in document.flags
     )
     yield "## Do it again"
     yield _indented(document.command)
-    yield "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in document.environment)
+    yield "\n".join(
+        f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in document.environment
+    )
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """Returns a table as Markdown, without its title and caption."""
     heads = [" ".join(filter(None, (column.title, column.detail))) for column in table.columns]
     lines = [
-        " | ".join(map(_escaped, heads)),
+        " | ".join(map(markdown_text, heads)),
         " | ".join("---:" if column.numeric else "---" for column in table.columns),
         *(" | ".join(map(_markdown_cell, row)) for row in table.rows),
     ]
@@ -96,12 +101,12 @@ def _markdown_table(table: Table) -> str:
 
 
 def _markdown_cell(cell: TableCell) -> str:
-    text = f"**{_escaped(cell.text)}**" if cell.strong else _escaped(cell.text)
+    text = f"**{markdown_text(cell.text)}**" if cell.strong else markdown_text(cell.text)
     details = "; ".join(filter(None, (cell.detail, cell.note)))
-    return f"{text} ({_escaped(details)})" if details else text
+    return f"{text} ({markdown_text(details)})" if details else text
 
 
-def _escaped(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Escapes the characters that Markdown or HTML would interpret."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", _one_line(text))

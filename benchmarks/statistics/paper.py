@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool
@@ -34,6 +34,7 @@ class PaperValue:
         images: Number of images that the paper measured on. None if the paper does not state it; its number
             is then taken as exact.
         measured: Our number; None if the run has none.
+        total: Number of images behind it, or of those among them that its quantity counts over.
         low: Lower end of our number's 95 % interval.
         high: Upper end.
         difference: Ours minus the paper's.
@@ -51,6 +52,7 @@ class PaperValue:
     paper: float
     images: int | None
     measured: float | None = None
+    total: int | None = None
     low: float | None = None
     high: float | None = None
     difference: float | None = None
@@ -119,7 +121,7 @@ def _paper_value(
 
 def _ours(
     expected: Expected, outcomes: Outcomes, distances: Distances | None, epsilon: float | None, suite: Suite
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Returns our number, or nothing where the run has none."""
     if distances is None or not distances.known.any():
         return {}
@@ -145,18 +147,19 @@ def _attacks(suite: Suite, expected: Expected, norm: Norm | None, epsilon: float
     return [attack for attack in named if attack.kind == "minimal norm" or epsilon in suite.epsilons(attack)]
 
 
-def _beside(expected: Expected, distances: Distances, epsilon: float | None) -> dict[str, float]:
+def _beside(expected: Expected, distances: Distances, epsilon: float | None) -> dict[str, Any]:
     if expected.quantity == "median_distance":
         errors = distances.error[distances.known]
         return _length_beside(expected, median_interval(errors), len(errors))
     return _share_beside(expected, _counted(expected.quantity, distances, epsilon or 0.0)[distances.known])
 
 
-def _share_beside(expected: Expected, where: Bool[np.ndarray, " counted"]) -> dict[str, float]:
+def _share_beside(expected: Expected, where: Bool[np.ndarray, " counted"]) -> dict[str, Any]:
     ours = wilson(int(where.sum()), len(where))
     low, high = difference_interval(ours.value, ours.total, expected.value, expected.images)
     return {
         "measured": ours.value,
+        "total": ours.total,
         "low": ours.low,
         "high": ours.high,
         "difference": ours.value - expected.value,
@@ -165,13 +168,14 @@ def _share_beside(expected: Expected, where: Bool[np.ndarray, " counted"]) -> di
     }
 
 
-def _length_beside(expected: Expected, ours: tuple[float, float, float], count: int) -> dict[str, float]:
+def _length_beside(expected: Expected, ours: tuple[float, float, float], count: int) -> dict[str, Any]:
     """Compares means or medians under the assumption that the paper's distances spread as ours do."""
     value, low, high = ours
     scale = 1.0 if expected.images is None else math.sqrt(1 + count / expected.images)
     finite = math.isfinite(value)
     return {
         "measured": value,
+        "total": count,
         "low": low,
         "high": high,
         "difference": value - expected.value,

@@ -22,6 +22,7 @@ from .export import export
 from .leaderboard import leaderboard
 from .models import models
 from .reports import compare, report
+from .reproduction import reproduction
 from .results import results
 from .show import show
 from .stopping import stoppable, terminable
@@ -59,6 +60,7 @@ for command in (
     compare,
     export,
     leaderboard,
+    reproduction,
     audit,
     certify,
 ):
