@@ -19,6 +19,7 @@ from .numbers import (
     NOT_MEASURED,
     NOT_REPRODUCED,
     REPRODUCED,
+    UNDECIDED,
     JudgedNumber,
     ReproductionVerdict,
     judge_numbers,
@@ -138,7 +139,7 @@ def judge_claim(claim: Claim, runs: Sequence[MeasuredRun]) -> JudgedClaim:
     Of several runs that measure a number, the one at the paper's scale counts, then the one with most images.
     A claim is not reproduced if one check fails. It falls under a stronger attack if all attacks of a run, or
     a check by stronger attacks, undo what holds under the paper's attacks. It is not measured if a check is
-    not.
+    not, and undecided if the order of two models is.
 
     Args:
         claim: The claim.
@@ -161,7 +162,7 @@ def _on_its_images(results: Results) -> bool:
 
 def _together(checks: Sequence[JudgedCheck], stronger: Sequence[JudgedCheck]) -> ReproductionVerdict:
     found, beyond = ({check.verdict for check in part} for part in (checks, stronger))
-    for verdict in (NOT_REPRODUCED, FALLS, NOT_MEASURED):
+    for verdict in (NOT_REPRODUCED, FALLS, NOT_MEASURED, UNDECIDED):
         if verdict in found:
             return verdict
     if beyond & {NOT_REPRODUCED, FALLS}:
@@ -208,12 +209,12 @@ def _share_check(check: ClaimCheck, run: MeasuredRun) -> JudgedCheck:
     needed = {check.model} if check.above is None else {check.model, check.above}
     if row is None or not needed <= set(row.robust):
         return JudgedCheck(check=check)
-    holds, ours = _holds(check, row)
-    verdict, strongest = REPRODUCED if holds else NOT_REPRODUCED, ""
+    verdict, ours = _compared(check, row)
+    strongest = ""
     union = union_row(run.summary, row.norm, row.epsilon) if row.norm and not row.is_union else None
     if check.above and check.quantity == "accuracy" and union is not None and needed <= set(union.robust):
-        still, strongest = _holds(check, union)
-        verdict = FALLS if holds and not still else verdict
+        still, strongest = _compared(check, union)
+        verdict = FALLS if verdict == REPRODUCED and still != REPRODUCED else verdict
     suite = run.results.suite
     return JudgedCheck(
         check=check,
@@ -236,17 +237,18 @@ def _row_of(check: ClaimCheck, summary: Summary) -> Row | None:
     return next((row for row in summary.grid if (row.key, row.epsilon) == (key, check.epsilon)), None)
 
 
-def _holds(check: ClaimCheck, row: Row) -> tuple[bool, str]:
-    """Returns whether a row agrees with a check, and the row's number in words."""
+def _compared(check: ClaimCheck, row: Row) -> tuple[ReproductionVerdict, str]:
+    """Returns what a row says about a check against a bound or a model, and the row's number in words."""
     share = _SHARES[check.quantity](row, check.model)
     if check.above is not None:
         other = _SHARES[check.quantity](row, check.above)
         low, high = difference_interval(share.value, share.total, other.value, other.total)
         both = f"{percent(share.value, share.total)} and {percent(other.value, other.total)}"
         difference = f"{points(share.value - other.value)} ({points(low)} to {points(high)})"
-        return low > check.by, f"{both}: {difference}"
+        verdict = REPRODUCED if low > check.by else NOT_REPRODUCED if high < check.by else UNDECIDED
+        return verdict, f"{both}: {difference}"
     within = share.high >= check.at_least if check.at_least is not None else share.low <= (check.at_most or 0)
-    return within, _written(share)
+    return REPRODUCED if within else NOT_REPRODUCED, _written(share)
 
 
 def _claimed(check: ClaimCheck, suite: Suite) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "NOT_REPRODUCED",
     "REPRODUCED",
     "SIDES",
+    "UNDECIDED",
     "JudgedNumber",
     "ReproductionVerdict",
     "judge_numbers",
@@ -27,6 +28,7 @@ ReproductionVerdict: TypeAlias = Literal[
     "better",
     "not reproduced",
     "falls under a stronger attack",
+    "undecided",
     "not measured",
     "cannot be tested here",
 ]
@@ -34,6 +36,7 @@ REPRODUCED: ReproductionVerdict = "reproduced"
 BETTER: ReproductionVerdict = "better"
 NOT_REPRODUCED: ReproductionVerdict = "not reproduced"
 FALLS: ReproductionVerdict = "falls under a stronger attack"
+UNDECIDED: ReproductionVerdict = "undecided"
 NOT_MEASURED: ReproductionVerdict = "not measured"
 NOT_HERE: ReproductionVerdict = "cannot be tested here"
 

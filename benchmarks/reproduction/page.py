@@ -17,6 +17,7 @@ from .numbers import (
     NOT_MEASURED,
     NOT_REPRODUCED,
     REPRODUCED,
+    UNDECIDED,
     JudgedNumber,
     ReproductionVerdict,
 )
@@ -31,10 +32,12 @@ MEANINGS: Mapping[ReproductionVerdict, str] = {
     BETTER: "The difference exceeds the sampling error, to the good of a defended model: more accuracy, "
     "fewer errors, longer perturbations, fewer targets reached, more detection. A rejection rate has no "
     "better side. A number of an undefended model under an attack has none either.",
-    NOT_REPRODUCED: "The difference exceeds the sampling error in any other way.",
+    NOT_REPRODUCED: "The difference exceeds the sampling error in any other way. An order of two models "
+    "is not reproduced if the interval of their difference lies on the other side.",
     FALLS: "The paper's attack reproduces the number, or leaves more. All attacks of the run together, in "
     "the same norm and at the same epsilon, leave significantly less than the lowest number of the paper "
     "there. An order of two models falls if it does not hold under all attacks.",
+    UNDECIDED: "The interval of the difference of two models has both sides: more images would decide.",
     NOT_MEASURED: "No run that was given has the number.",
     NOT_HERE: "The reason stands beside it.",
 }
