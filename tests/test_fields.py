@@ -26,7 +26,9 @@ from genrobust._fields import (
     check_seed,
     checked_parameter,
 )
+from genrobust.models import CNNConfig
 from genrobust.nets.architectures import Conv
+from genrobust.purifiers import ComDefendConfig, PurifiedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +225,9 @@ def _configs() -> dict[str, type]:
                 continue
             parts = vars(importlib.import_module(module.name)).items()
             found |= {name: kind for name, kind in parts if NAMES.fullmatch(name) and is_dataclass(kind)}
-    return {name: kind for name, kind in found.items() if name not in UNCHECKED}
+    return found
 
 
-UNCHECKED = ("PurifiedConfig",)  # the configs of two parts, of which each is checked
 GIVEN: dict[str, dict[str, Any]] = {
     "Architecture": {
         "input_shape": (1, 8, 8),
@@ -235,6 +236,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "decoder": (Conv(3, 4), Conv(1, 4, 2, 1)),
     },
     "Conv": {"channels": 1, "kernel": 2},
+    "PurifiedConfig": {"purifier": ComDefendConfig(), "classifier": CNNConfig()},
     "Detector": {"evidence": "marginal", "thresholds": (1.0,)},
     "SmoothingBudget": {"sigma": 0.5},
 }
@@ -261,7 +263,14 @@ def test_every_config_refuses_what_no_field_is(name: str) -> None:
             with nullcontext() if allowed else pytest.raises(ValueError, match=f"`{part.name}`"):
                 kind(**{**GIVEN.get(name, {}), part.name: (bad,) if tuple in plain else bad})
             tried += 1
-    assert tried or name == "Graph"
+    assert tried or name in ("Graph", "PurifiedConfig")
+
+
+@pytest.mark.parametrize("part", ["purifier", "classifier"])
+@pytest.mark.parametrize("bad", [None, 1, "cnn", CNNConfig, {"purifier": 1}], ids=repr)
+def test_the_configs_of_two_parts_are_configs(part: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{part}` to be a config, but got"):
+        PurifiedConfig(**{**GIVEN["PurifiedConfig"], part: bad})
 
 
 @pytest.mark.slow

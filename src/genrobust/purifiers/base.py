@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
@@ -139,10 +139,15 @@ class TrainablePurifier(Purifier):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PurifiedConfig:
-    """The configs of a purified classifier's two parts."""
+    """The configs of a purified classifier's two parts, each of which checks its own fields."""
 
     purifier: Any
     classifier: Any
+
+    def __post_init__(self) -> None:
+        for name, part in (("purifier", self.purifier), ("classifier", self.classifier)):
+            if not is_dataclass(part) or isinstance(part, type):
+                raise ValueError(f"Expected `{name}` to be a config, but got {part!r:.60}")
 
 
 @final
