@@ -321,8 +321,8 @@ def _optimality(titles: Mapping[str, str], summary: Summary) -> Table:
         key="optimality",
         title="Which attack to run",
         caption="The part of what all attacks of a norm gain together that each gains alone: 1 if no other "
-        "attack found a nearer example of any image. Curves are compared up to the largest ε: an attack that "
-        "ran at one ε alone gets little. The best of a model and norm is bold.",
+        "attack brings the accuracy lower at any ε of the curve. An attack that ran at the table's ε alone "
+        "has nothing below it. The best of a model and norm is bold.",
         columns=(
             Column(title="attack", numeric=False),
             *(Column(title=title) for title in titles.values()),

@@ -130,12 +130,13 @@ class Drawn:
 class Optimality:
     """How near an attack comes to all attacks of its norm together, on one model (Cinà et al. 2025).
 
-    With A the area under the curve of robust accuracy from 0 to the largest epsilon, it is
+    With A the sum of the robust accuracy over the epsilons of the threat model, it is
 
         (A of no attack - A of this attack) / (A of no attack - A of all attacks)
 
-    where all attacks count the nearest example of each image: 1 if no other attack found a nearer one, 0 if
-    this one found nothing.
+    where all attacks count the nearest example of each image: 1 if no other attack brings any accuracy
+    lower, 0 if this one found nothing. AttackBench takes the area under the curve, which tells nothing of
+    attacks that run at the largest epsilon alone.
 
     Attributes:
         model: The model.

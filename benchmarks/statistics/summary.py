@@ -197,28 +197,28 @@ def _medians(norm: Norm, attacks: Sequence[Attack], attacked: Attacked) -> Itera
                 )
 
 
-def _area(distances: Distances, known: Bool[np.ndarray, " samples"], largest: float) -> float:
-    """Returns the area under the curve of robust accuracy up to the largest epsilon, times the images."""
-    return float(np.minimum(distances.lost[known], largest).sum())
+def _right(distances: Distances, known: Bool[np.ndarray, " samples"], epsilons: Sequence[float]) -> int:
+    """Returns how many of the known images stay right, added up over the epsilons."""
+    return sum(int(distances.right(epsilon)[known].sum()) for epsilon in epsilons)
 
 
 def _optimalities(suite: Suite, clean: Mapping[str, Distances], attacked: Attacked) -> Iterator[Optimality]:
     for norm in suite.norms:
-        largest = max(suite.threat_model(norm).epsilons)
+        epsilons = suite.threat_model(norm).epsilons
         for model in clean:
             parts = [(a, attacked[model, a.key]) for a in suite.attacks_of(model) if a.norm == norm]
             if len(parts) < 2:
                 continue
             union = Outcomes.union([distances for _, distances in parts])
-            known, whole = union.known, _area(clean[model], union.known, largest)
-            gained = whole - _area(union, known, largest)
+            known, whole = union.known, _right(clean[model], union.known, epsilons)
+            gained = whole - _right(union, known, epsilons)
             for attack, distances in parts if gained > 0 else ():
                 yield Optimality(
                     model=model,
                     key=attack.key,
                     title=attack.title,
                     norm=norm,
-                    value=(whole - _area(distances, known, largest)) / gained,
+                    value=(whole - _right(distances, known, epsilons)) / gained,
                     total=int(known.sum()),
                 )
 

@@ -181,16 +181,32 @@ def test_an_attack_is_compared_with_the_nearest_example_of_all(tmp_path: Path) -
     }
     results = load_results(make_run(tmp_path, ONE, models=["cnn"], samples=4, change=written(found)))
     summary = summarise(results)
-    largest = max(ONE.threat_model("l2").epsilons)
-    assert largest == 2.0
+    epsilons = ONE.threat_model("l2").epsilons
+    assert epsilons == (0.5, 1.0, 1.5, 2.0)
     values = {entry.key: entry.value for entry in summary.optimalities}
-    # Up to 2, all together gain 1 + 0 + 1.5 of 8; DDN gains 1, and DeepFool 0 + 1.5.
-    assert values == pytest.approx({"ddn": 1 / 2.5, "deepfool-l2": 1.5 / 2.5})
+    # All together win the first image at three epsilons and the third at four; DDN the first at three, and
+    # DeepFool the first at one and the third at four.
+    assert values == pytest.approx({"ddn": 3 / 7, "deepfool-l2": 5 / 7})
     (table,) = (t for t in tables(results, summary)["attacks"] if t.key == "optimality")
-    assert [[cell.text for cell in line][1] for line in table.rows] == ["0.40", "0.60"]
+    assert [[cell.text for cell in line][1] for line in table.rows] == ["0.43", "0.71"]
     assert [line[1].strong for line in table.rows] == [False, True]
     (note,) = (note for note in render_table(results, summary).notes if "Nearest to all" in note)
-    assert note.endswith("0.60.")
+    assert note.endswith("0.71.")
+
+
+def test_attacks_at_one_epsilon_are_compared_by_what_they_win_there(tmp_path: Path) -> None:
+    """An attack that wins one of three images is a third as good, however near its example is."""
+    threat = replace(ONE.threat_model("l2"), curve_epsilons=())
+    suite = replace(ONE, threat_models=(threat,))
+    found = {
+        "ddn": {"success": [True, True, True, False], "distance_l2": [threat.epsilon] * 4},
+        "deepfool-l2": {"success": [True, False, False, False], "distance_l2": [0.99 * threat.epsilon] * 4},
+    }
+    summary = summarise(
+        load_results(make_run(tmp_path, suite, models=["cnn"], samples=4, change=written(found)))
+    )
+    values = {entry.key: entry.value for entry in summary.optimalities}
+    assert values == pytest.approx({"ddn": 1, "deepfool-l2": 1 / 3})
 
 
 def test_transferred_examples_claim_nothing(tmp_path: Path) -> None:
