@@ -100,7 +100,8 @@ def _attacked(
         def make() -> Attempt:
             return attempt(task, attack, models, images, labels, number=number, rows=rows)
 
-        transferred = attack.against not in (None, *PARTS)
+        # What is remembered is of the whole batch; a later attempt is about the rows whose claim fell.
+        transferred = attack.against not in (None, *PARTS) and number == 0
         found = memory.recalled(task, attack, models, make) if memory and transferred else make()
         made.append(found)
 

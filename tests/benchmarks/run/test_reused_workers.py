@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import genrobust
+from genrobust import Classifier, register_attack
 from genrobust.benchmarks.run.attempts import TransferMemory
 from genrobust.benchmarks.run.cells import Cell
 from genrobust.benchmarks.run.engines import Engine
@@ -130,3 +131,43 @@ def test_examples_of_other_images_are_not_transferred(suite: Suite, cnn: CNN, di
     alone = execute(task_of(others, suite, attack), models).columns
     assert list(remembered["distance_l2"]) == list(alone["distance_l2"])
     assert max(remembered["distance_linf"]) <= 0.2 * 1.0001
+
+
+class Fragile(Classifier):
+    """Decides as a CNN does, but for another class where no pixel is dark."""
+
+    def __init__(self, cnn: CNN) -> None:
+        super().__init__(input_shape=cnn.input_shape, num_classes=cnn.num_classes)
+        self.cnn = cnn
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.cnn(x)
+        bright = x.flatten(1).amin(1) > 0.1
+        return torch.where(bright[:, None], logits.roll(1, 1), logits)
+
+
+def test_a_claim_that_falls_is_pursued_where_the_source_is_the_model_itself(
+    suite: Suite, cnn: CNN, digits: ImageDataset
+) -> None:
+    @register_attack("Overreach", norm="linf", knowledge="decision")
+    def overreach(
+        _model: Any, x: torch.Tensor, _y: torch.Tensor, *, epsilon: float, generator: torch.Generator
+    ) -> torch.Tensor:
+        del generator
+        steps = torch.ones(len(x), 1, 1, 1)
+        steps[0] = 3 if len(x) > 1 else 1  # out of the ball in the first attempt: the claim falls
+        return (x + steps * epsilon).clamp(0, 1)
+
+    attack = Attack(
+        key="overreach",
+        title="Overreach",
+        norm="linf",
+        kind="fixed epsilon",
+        toolkit="genrobust",
+        name="Overreach",
+    )
+    task = task_of(digits, suite, replace(attack, against="mine"))
+    columns = execute(task, {"mine": Fragile(cnn)}, memory=TransferMemory()).columns
+    assert list(columns["attempts"]) == [2, 1, 1, 1]
+    assert list(columns["fell_first"]) == [True, False, False, False]
+    assert max(columns["distance_linf"]) <= 0.2 * 1.0001
