@@ -139,7 +139,7 @@ class TrainablePurifier(Purifier):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PurifiedConfig:
-    """The configs of a purified classifier's two parts, each of which checks its own fields."""
+    """The configs of a purified classifier's two parts; each checks its own fields."""
 
     purifier: Any
     classifier: Any
