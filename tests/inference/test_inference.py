@@ -309,7 +309,7 @@ def test_the_search_finds_the_best_few_in_order(
     arch = architectures["eabs"]
     objective = tiny_objective(arch, variational=False, adversarial=False)
     x = torch.rand((6, *arch.input_shape), generator=torch.Generator().manual_seed(1)).double()
-    budget = InferenceBudget(candidates=3000, encoder_proposal=False, max_bytes=max_bytes)
+    budget = InferenceBudget(candidates=1000, encoder_proposal=False, max_bytes=max_bytes)
     codebook = Codebook(objective, budget, like=x)
     every = brute_force(objective, codebook, x).sort(0).values
     found = torch.stack([loss for _, loss in codebook.search(x, count=4)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genrobust import Classifier, GenerativeClassifier, list_models, load_dataset, load_model
+from genrobust import Classifier, GenerativeClassifier, list_models, load_dataset, load_model, strongest
 from genrobust.data import DatasetInfo, ImageDataset, dataset_info
 from genrobust.models import CNN, Adversary, VaDEClassifier
 from genrobust.models._amortized import SamplingBudget
@@ -186,10 +186,10 @@ def test_clean_images_survive_the_purifier(name: str) -> None:
     + [("gmvae-variable", 0.97)],
 )
 def test_clean_accuracy_on_mnist(name: str, least: float) -> None:
-    model, test = load_model(name, dataset="mnist"), load_dataset("mnist", "test").subset(slice(400))
+    model, test = load_model(name, dataset="mnist"), load_dataset("mnist", "test").subset(slice(200))
     if isinstance(model, LatentClassifier):
         model = model.with_inference(candidates=min(1000, model.budget.candidates), steps=10)
-        test = test.subset(slice(100))
+        test = test.subset(slice(60))
     if name == "deep-bayes":
         test = test.subset(slice(100))
     if name == "diffusion":
@@ -230,6 +230,36 @@ def test_shipped_detectors_flag_noise_and_few_clean_images() -> None:
         assert clean < (0.7 if name == "mean-distance" else 0.12), name
         if name != "kl":  # which sees predictions alone
             assert detector.flags(model, noise, model.predict(noise).labels).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [(name, "digits") for name in ("abs", "deep-bayes", "diffusion", "gmvae", "mad-vae-combined", "vade")]
+    + [
+        pytest.param(name, dataset, marks=pytest.mark.slow)
+        for name, dataset in (("eabs", "digits"), ("abs", "mnist"), ("base-abs", "fashion_mnist"))
+    ],
+)
+def test_every_gradient_that_a_shipped_model_names_can_be_taken(name: str, dataset: str) -> None:
+    """An attack on every gradient met one through an encoder that the file leaves out."""
+    model = load_model(name, dataset=dataset)
+    if isinstance(model, LatentClassifier):
+        model = model.with_inference(candidates=min(20, model.budget.candidates), steps=1)
+    if name == "diffusion":
+        model = model.with_inference(levels=2)
+    x = torch.rand((1, *model.input_shape), generator=torch.Generator().manual_seed(0))
+    for gradient in model.gradients:
+        leaf = x.clone().requires_grad_()
+        [slope] = torch.autograd.grad(model.with_gradient(gradient)(leaf)[0, 0], leaf)
+        assert slope.isfinite().all(), gradient
+
+
+@pytest.mark.slow
+def test_the_strongest_ensemble_attacks_a_model_without_its_encoders() -> None:
+    images, labels = load_dataset("digits", "test").batch(slice(2))
+    model = load_model("abs", dataset="digits").with_inference(candidates=100, steps=3)
+    found = strongest(model, images, labels, norm="linf", epsilon=0.3)
+    assert found.success.all()
 
 
 def test_models_without_detectors() -> None:

@@ -30,6 +30,7 @@ from ..inference.cache import Derived, codebook_key
 from ..inference.search.files import fingerprint, read_codebook, write_codebook
 from ..inference.search.starts import best_starts
 from ..inference.warm_start import LastCall, Memory
+from ..nets.absent import Absent
 from ..nets.banks import DecoderBank, EncoderBank
 from ..randomness import FixedNoise, NoiseSource, standard_normal
 
@@ -386,8 +387,10 @@ class LatentClassifier(
 
     @property
     def gradients(self) -> tuple[str, ...]:
-        """The names of all strategies."""
-        return tuple(STRATEGIES)
+        """The names of all strategies, but for the encoder's alone where a file left the encoder out."""
+        return tuple(
+            name for name in STRATEGIES if name != "proposal" or not isinstance(self.encoders, Absent)
+        )
 
     def _with_gradient(self, gradient: str | SurrogateGradient) -> Self:
         return self._variant(gradient=surrogate_gradient(gradient))
