@@ -8,6 +8,7 @@ import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
@@ -250,8 +251,14 @@ def registered() -> dict[str, Adapter]:
     An entry point that fails, or is no `Adapter` and no function that makes one, is named in a warning and
     skipped.
     """
-    loaded = (_loaded(point) for point in sorted(entry_points(group=GROUP), key=lambda point: point.name))
+    loaded = map(_loaded, _installed())
     return {adapter.toolkit: adapter for adapter in loaded if adapter is not None}
+
+
+@cache
+def _installed() -> tuple[EntryPoint, ...]:
+    # A scan reads a file of every installed distribution, and a suite resolves every attack by its toolkit.
+    return tuple(sorted(entry_points(group=GROUP), key=lambda point: point.name))
 
 
 def _loaded(point: EntryPoint) -> Adapter | None:

@@ -2,7 +2,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint, EntryPoints
+from importlib.metadata import EntryPoint
 from inspect import Parameter, signature
 from typing import Any, get_args
 
@@ -44,9 +44,8 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def register(value: str) -> None:
         point = EntryPoint(name="cleverhans", value=value, group=contract.GROUP)
-        own = tuple(contract.entry_points(group=contract.GROUP))
-        found = {contract.GROUP: EntryPoints((*own, point))}
-        monkeypatch.setattr(contract, "entry_points", lambda group: found[group])
+        found = (*contract._installed(), point)
+        monkeypatch.setattr(contract, "_installed", lambda: found)
 
     monkeypatch.setattr(contract, "THIRD_PARTY", THIRD_PARTY, raising=False)
     return register

@@ -23,8 +23,8 @@ ENOUGH = 6  # images that an attack has to fool the CNN on, unless its entry say
 EPSILONS: dict[str, float] = {"linf": 0.3, "l2": 4.0, "l1": 60.0, "l0": 80.0}
 BUDGETS: dict[str, dict[str, int]] = {
     "cnn": {},
-    "abs": {"candidates": 200, "steps": 2},
-    "eabs": {"candidates": 200, "steps": 2, "expectation_draws": 1},
+    "abs": {"candidates": 100, "steps": 1},
+    "eabs": {"candidates": 100, "steps": 1, "expectation_draws": 1},
     "vade": {"steps": 2},
 }
 # A goal of every class makes these nine times as long: fewer, longer steps lead as far.
