@@ -274,6 +274,7 @@ def test_attacks_take_any_surrogate_gradient(name: str, gradient: Any, make_vict
     assert (losses(model, clipped, labels) > losses(model, x, labels)).all()
 
 
+@pytest.mark.slow
 def test_the_default_gradient_finds_what_the_envelope_masks() -> None:
     images, labels = load_dataset("digits", "test").batch(slice(30))
     model = load_model("vade", dataset="digits").with_inference(steps=5)
@@ -357,7 +358,8 @@ RANDOM_WALKS = {
 
 
 @pytest.mark.parametrize(
-    "attack", ["Boundary", "HopSkipJump", pytest.param("Pointwise", marks=pytest.mark.slow)]
+    "attack",
+    ["Boundary", *(pytest.param(name, marks=pytest.mark.slow) for name in ("HopSkipJump", "Pointwise"))],
 )
 def test_decision_attacks_find_their_start_on_a_random_model(attack: str, make_victim: Make) -> None:
     model = make_victim("eabs").with_inference(candidates=8, steps=0)

@@ -128,6 +128,7 @@ def examples(run: Path, model: str, attack: str) -> np.ndarray[Any, Any]:
     return images
 
 
+@pytest.mark.slow
 def test_an_attack_by_a_second_gradient_runs_on_every_model_that_has_it(few: Suite, tmp_path: Path) -> None:
     first = replace(few.attacks[0], parameters={"random_start": False})
     again, other = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -154,6 +154,7 @@ def test_fixed_draws_repeat_and_fresh_draws_differ(linear_gaussian: Make, linear
     assert not torch.equal(refined(fresh), refined(fresh))
 
 
+@settings(max_examples=20)
 @given(radius=st.floats(0.05, 3), scale=st.floats(0, 5))
 def test_the_radius_holds_and_the_best_point_within_is_found(
     linear_gaussian: Make, linear_images: Tensor, radius: float, scale: float

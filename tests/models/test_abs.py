@@ -177,6 +177,7 @@ def test_an_attacker_gets_the_gradient_in_the_image_that_is_read(
     assert found.flatten(1).abs().amax(1).min() > 0
 
 
+@pytest.mark.slow
 def test_an_estimated_gradient_does_not_vanish_at_the_step(make_model: Make, images: Make) -> None:
     binary = make_model("abs", dtype=torch.float64).binarized()
     x, y = images(binary, 1), torch.tensor([0])

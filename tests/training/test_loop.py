@@ -88,7 +88,7 @@ def test_same_seed_same_weights_and_other_seed_other_weights(digits: ImageDatase
     assert not torch.equal(runs[0]["head.weight"], runs[2]["head.weight"])
 
 
-@pytest.mark.parametrize("name", ["cnn", "eabs", "base-abs"])
+@pytest.mark.parametrize("name", ["cnn", pytest.param("eabs", marks=pytest.mark.slow), "base-abs"])
 def test_interrupted_and_resumed_equals_uninterrupted(
     name: str, digits: ImageDataset, tmp_path: Path
 ) -> None:
@@ -304,6 +304,7 @@ def test_an_empty_class_is_refused() -> None:
         next(_balanced_batches(dataset, 4, np.random.default_rng(0)))
 
 
+@pytest.mark.slow
 def test_training_sets_the_temperature_of_eabs(digits: ImageDataset, tmp_path: Path) -> None:
     with isolated_rng(0):
         model = EABS(EABSConfig(architecture=ARCH)).with_inference(candidates=20, steps=1)

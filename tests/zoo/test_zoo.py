@@ -173,9 +173,9 @@ def test_clean_images_survive_the_purifier(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("abs", 0.95),
+        pytest.param("abs", 0.95, marks=pytest.mark.slow),
         ("deep-bayes-mlp", 0.96),
-        ("diffusion", 0.92),
+        pytest.param("diffusion", 0.92, marks=pytest.mark.slow),
         pytest.param("eabs", 0.97, marks=pytest.mark.slow),
         ("gmvae-semi", 0.97),
         ("vade", 0.97),

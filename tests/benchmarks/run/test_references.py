@@ -48,6 +48,7 @@ def test_what_adversarial_training_makes_is_named_by_the_tables(tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 def test_examples_are_transferred_to_a_composition(digits: ImageDataset) -> None:
     suite = for_dataset(load_suite("zhang-table5"), digits)
     attack = replace(suite.attack("fgsm"), against="cnn")
