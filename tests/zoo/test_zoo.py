@@ -214,7 +214,7 @@ def test_clean_accuracy_on_fashion_mnist(name: str, least: float) -> None:
     test = load_dataset("fashion_mnist", "test").subset(slice(400))
     if isinstance(model, LatentClassifier):
         model = model.with_inference(candidates=min(1000, model.budget.candidates), steps=10)
-        test = test.subset(slice(100))
+        test = test.subset(slice(200))
     assert accuracy(model, test) >= least
 
 
