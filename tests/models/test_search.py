@@ -71,7 +71,7 @@ def test_refinement_ends_no_higher_than_from_the_proposal_alone(
 
 @pytest.mark.slow
 def test_accuracy_does_not_fall_as_candidates_grow() -> None:
-    x, y = digits(100)
+    x, y = digits(200)
     right = [
         int((shipped("eabs", "digits", candidates=count, steps=0)(x).argmax(1) == y).sum())
         for count in (0, 100, 2000)
