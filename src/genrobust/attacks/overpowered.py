@@ -175,10 +175,14 @@ def overpowered(
     ball, shown, best = Ball(norm, epsilon), classifier_behind(model), Best(x)
     defence = _defence(shown)
     start = defence.latents(x).detach()
+    with torch.no_grad():
+        base = _decoded(defence, start)
     for latents in (start, start[_nearest_of_another_class(x, y)]):
         best.keep(
             torch.arange(len(x), device=x.device),
-            _walk(model, defence, x, y, latents, ball=ball, num_classes=shown.num_classes, budget=budget),
+            _walk(
+                model, defence, x, y, latents, base, ball=ball, num_classes=shown.num_classes, budget=budget
+            ),
         )
     return best.images
 
@@ -189,13 +193,13 @@ def _walk(
     x: Tensor,
     y: Tensor,
     latents: Tensor,
+    base: Tensor,
     *,
     ball: Ball,
     num_classes: int,
     budget: OverpoweredBudget,
 ) -> Best:
     best, z = Best(x), latents.clone().requires_grad_()
-    base = _decoded(defence, defence.latents(x).detach()).detach()
     search = _Search(budget, [z])
     bare, whole = (contest(asked, y, num_classes) for asked in (defence.bare(), model))
     for step in range(1, budget.steps + 1):
