@@ -80,7 +80,9 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which would fight for the cores
-    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+    threads = max(1, torch.get_num_threads() // int(workers))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that tests start
 
 from genrobust import Purified, registry  # noqa: E402
 from genrobust.inference import Codebook, InferenceBudget, KLPrior, LatentObjective, Posterior  # noqa: E402
@@ -354,6 +356,9 @@ class LinearGaussian:
 
     def search(self, x: Tensor) -> list[Posterior]:
         return [start for start, _ in Codebook(self.objective, self.budget, like=x).search(x)]
+
+    def recall(self, _: Tensor) -> None:
+        return None
 
     def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
         pass

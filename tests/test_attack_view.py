@@ -3,6 +3,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -288,6 +289,13 @@ def test_after_its_first_query_an_attack_may_look_far_ahead() -> None:
     ahead = 5 * x - 2
     with pytest.warns(InvalidQueryWarning):
         assert torch.equal(view(ahead), view(ahead.clamp(0, 1)))
+
+
+def test_numbers_of_numpy_are_draws_and_seeds(make_model: Make, images: Make) -> None:
+    model = make_model("eabs")
+    x = images(model, 2)
+    expected = attack_view(model, eot=2, seed=3)(x)
+    assert torch.equal(attack_view(model, eot=np.int64(2), seed=np.uint8(3))(x), expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8), (64,)])

@@ -75,6 +75,10 @@ BAD_IMAGES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
         lambda x: with_value(255 * x, 255.0),
         r"`x` in \[0, 1\], but got a maximum of 255: divide by 255",
     ),
+    "normalised": (
+        lambda x: (with_value(x, 0.0) - 0.1307) / 0.3081,
+        r"`x` in \[0, 1\], but got a maximum of \d\.\d+: normalisation belongs into the model$",
+    ),
     "above": (lambda x: with_value(x, 1.001), r"`x` in \[0, 1\], but got a maximum of 1\.001$"),
     "below": (lambda x: with_value(x, -0.001), r"`x` in \[0, 1\], but got a minimum of -0\.001$"),
     "just above": (lambda x: with_value(x, 1 + 3e-6), r"`x` in \[0, 1\], but got a maximum of 1\.000003$"),
@@ -355,6 +359,24 @@ def test_impossible_variants(make_model: Make) -> None:
         model.with_randomness("random")
     with pytest.raises(ValueError, match="no `generator` in mode 'fixed'"):
         model.with_randomness("fixed", generator=seeded(0))
+    for seed in (-1, 1.5, "a", None, True, 10**30):
+        for mode in ("fixed", "fresh"):
+            with pytest.raises(ValueError, match="`seed` to be "):
+                model.with_randomness(mode, seed=seed)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_a_compiled_model_answers_alike_and_a_traced_one_without_checks(
+    make_model: Make, images: Make
+) -> None:
+    model = make_model("cnn")
+    x = images(model, 3)
+    for twin in (torch.compile(model, backend="eager"), torch.jit.trace(model, x)):
+        torch.testing.assert_close(twin(x), model(x))
+    with pytest.raises(ValueError, match="divide by 255"):
+        torch.compile(model, backend="eager")(255 * x)
+    assert torch.jit.trace(model, x)(255 * x).shape == (3, 4)
 
 
 # The codebook follows the weights.

@@ -133,6 +133,16 @@ def test_a_wrapper_says_how_a_module_becomes_a_classifier(adapter: str, linear: 
         available()[adapter].load().wrap(linear)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    "thing", [None, "cnn", nn.Linear, lambda x: x], ids=["nothing", "a name", "a class", "a function"]
+)
+@pytest.mark.parametrize("adapter", sorted(available()))
+def test_what_no_wrapper_takes_is_named(adapter: str, thing: Any) -> None:
+    with pytest.raises(TypeError, match=f"`model` to be a Classifier, but got {type(thing).__name__}"):
+        available()[adapter].load().wrap(thing)
+
+
 @pytest.mark.parametrize("around", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
 def test_torchs_own_wrappers_are_seen_through(around: Callable[..., Any], make_model: Make) -> None:
     model = make_model("cnn")

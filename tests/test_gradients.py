@@ -137,6 +137,9 @@ def test_the_envelope_gradient_of_a_variational_posterior_is_right_on_average(
         def search(self, _: Tensor) -> list[Posterior]:
             return [start]
 
+        def recall(self, _: Tensor) -> None:
+            return None
+
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
 
@@ -279,6 +282,9 @@ def test_the_unrolled_gradient_is_finite_where_refinement_starts_at_the_optimum(
 
         def search(self, _: Tensor) -> list[Posterior]:
             return [Posterior(torch.zeros(1, 3, 2, dtype=dtype))]
+
+        def recall(self, _: Tensor) -> None:
+            return None
 
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
@@ -429,6 +435,9 @@ def test_the_estimated_gradient_converges_to_the_envelope(
         def search(self, x: Tensor) -> list[Posterior]:
             return [Posterior(oracle.optimal_mean(x))]
 
+        def recall(self, _: Tensor) -> None:
+            return None
+
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
 
@@ -457,6 +466,9 @@ def test_the_estimate_of_a_linear_score_is_unbiased(method: Any, linear_gaussian
 
         def search(self, x: Tensor) -> list[Posterior]:
             return [Posterior(held.mean.expand(len(x), -1, -1))]
+
+        def recall(self, _: Tensor) -> None:
+            return None
 
         def remember(self, x: Tensor, posterior: Posterior, losses: Tensor) -> None:
             pass
@@ -511,8 +523,8 @@ def test_the_expectation_is_the_mean_of_fresh_draws_of_a_bound(make_model: Make,
     model, count = make_model("eabs", dtype=torch.float64), 5
     x = images(model, 3).requires_grad_()
     scores = expectation(model, count, generator=seeded(7)).class_scores(x)
-    draws = model.with_randomness("fresh", generator=seeded(7)).class_scores(torch.cat([x] * count))
-    draws = draws.reshape(count, 3, model.num_classes)
+    fresh = model.with_randomness("fresh", generator=seeded(7))
+    draws = torch.stack([fresh.class_scores(x) for _ in range(count)])
     averaged = draws.mean(0)
     torch.testing.assert_close(scores, averaged)
     assert (draws.std(0) > 0).all()

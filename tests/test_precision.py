@@ -29,7 +29,6 @@ MODELS = (
     "purified",
     "vade",
 )
-GENERATIVE = ("abs", "deep-bayes", "diffusion", "eabs", "flow", "gmvae", "pixelcnn", "vade")
 each_model = pytest.mark.parametrize("name", MODELS)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -143,7 +142,7 @@ def test_the_default_dtype_changes_no_answer(name: str, make_model: Make, images
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", GENERATIVE)
+@each_model
 def test_another_default_device_is_no_place_for_draws(name: str, make_model: Make, images: Make) -> None:
     x = images(make_model(name), 2)
     expected, model = make_model(name)(x), make_model(name)

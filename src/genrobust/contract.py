@@ -223,6 +223,9 @@ class ImageModule(nn.Module, Described):
 class Classifier(ImageModule):
     """Abstract: maps checked images in [0, 1] to logits, independently of `training`.
 
+    Every call looks at the values of its images. `torch.compile` takes that; `torch.jit.script`,
+    `torch.export` and `torch.vmap` do not. `torch.jit.trace` gives a module that checks no images.
+
     Attributes:
         num_classes: K.
         rejects: Whether the logits have a further column K, "reject".

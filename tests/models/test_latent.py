@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from genrobust.eot import expectation
 from genrobust.inference import InferenceBudget
+from genrobust.inference.warm_start import one_inference
 
 Make = Callable[..., Any]
 
@@ -95,6 +98,97 @@ def test_the_method_follows_what_is_optimised() -> None:
     assert InferenceBudget().refines_with(variational=False) == "bfgs"
     assert InferenceBudget().refines_with(variational=True) == "adam"
     assert InferenceBudget(method="bfgs").refines_with(variational=True) == "bfgs"
+
+
+# Calls about the same images.
+
+
+def searches(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes how many images every search is about."""
+    seen: list[int] = []
+    search = type(model).search
+
+    def counted(self: Any, x: Tensor) -> Any:
+        seen.append(len(x))
+        return search(self, x)
+
+    monkeypatch.setattr(type(model), "search", counted)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["abs", "eabs"])
+def test_another_call_about_the_same_images_infers_nothing_anew(
+    name: str, make_model: Make, images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(name, dtype=torch.float64)
+    x, seen = images(model, 4), searches(model, monkeypatch)
+    fresh = model.with_randomness("fresh", seed=3)
+    with one_inference():
+        scores = [fresh.class_scores(x) for _ in range(2)]
+        with one_inference():
+            found = fresh.reconstruct(x)
+    assert seen == [4]
+    assert torch.equal(*scores) == (name == "abs")
+    anew = model.with_randomness("fresh", seed=3)
+    for score in scores:
+        torch.testing.assert_close(anew.class_scores(x), score, rtol=0, atol=1e-12)
+    torch.testing.assert_close(anew.reconstruct(x), found, rtol=0, atol=1e-12)
+    assert seen == [4, 4, 4, 4]  # elsewhere every call infers, and another scope begins anew
+    with one_inference():
+        fresh.class_scores(x)
+    with one_inference():
+        fresh.class_scores(x)
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "count"),
+    [
+        ("eabs", {}, [3]),
+        ("eabs", {"method": "adam"}, [15]),  # it optimises by noise of its own, so that each draw infers
+        ("vade", {}, [15]),
+    ],
+)
+def test_draws_of_an_expectation_share_what_draws_no_noise(
+    name: str,
+    budget: dict[str, Any],
+    count: list[int],
+    make_model: Make,
+    images: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(name, **({"variational": True} if name == "vade" else {})).with_inference(**budget)
+    x, seen = images(model, 3).requires_grad_(), searches(model, monkeypatch)
+    average = expectation(model, 5)
+    prediction = average.predict(x)
+    assert seen == count
+    assert prediction.refined is None
+    average.with_inference(refined_classes=2).class_scores(x)
+    assert average.with_inference(refined_classes=2).predict(x).refined.sum(1).min() >= 2
+
+
+@one_inference()
+def test_nothing_is_recalled_of_what_changed(
+    make_model: Make, images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("eabs")
+    x, seen = images(model, 2), searches(model, monkeypatch)
+    before = model.class_scores(x)
+    x += 0.1 * (0.5 - x)  # the caller's own images, in place
+    assert not torch.equal(model.class_scores(x), before)
+    for part in (model.decoders, model.encoders):
+        before = model.class_scores(x)
+        with torch.no_grad():
+            next(part.parameters()).mul_(1.5)
+        assert not torch.equal(model.class_scores(x), before)
+    assert len(seen) == 4
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(model.class_scores, x).result()
+    assert len(seen) == 5
+    warm = model.with_inference(warm_start=True)
+    for _ in range(2):
+        warm.class_scores(x)
+    assert len(seen) == 7
 
 
 # Warm starts.
@@ -227,6 +321,34 @@ def test_a_forged_codebook_is_refused(name: str, make_model: Make, tmp_path: Pat
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(ValueError, match="to hold what the decoders make, but some entries are others"):
         model.load_codebook(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.update(search=torch.zeros(1)), "to hold no tensor 'search'"),
+        (lambda tensors: tensors.update(objective=torch.zeros(1)), "to hold no tensor 'objective'"),
+        (lambda tensors: tensors.pop("codes"), "to hold the tensor 'codes', but it has none"),
+        (lambda tensors: tensors["means"].fill_(torch.nan), "finite numbers in .*, but 'means' has others"),
+        (lambda tensors: tensors["means"].zero_(), "the candidates of this budget in .*, but it has others"),
+        (lambda tensors: tensors["offsets"].fill_(torch.inf), "finite `offsets` in .*, but some are not"),
+        (lambda tensors: tensors.update(means=tensors["means"].int()), "'means' in .* but got .* type I32"),
+        (lambda tensors: tensors.update(basis=tensors["basis"][:1].clone()), "'basis' in .* of shape"),
+    ],
+    ids=["a method", "an attribute", "missing", "no number", "zero", "infinite", "integers", "shape"],
+)
+def test_a_codebook_of_other_tensors_is_refused(
+    change: Callable[[dict[str, Any]], object], message: str, make_model: Make, tmp_path: Path
+) -> None:
+    model, path = make_model("abs"), tmp_path / "codebook.safetensors"
+    model.save_codebook(path)
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=message) as found:
+        model.load_codebook(path)
+    assert str(path) in str(found.value)
 
 
 def test_files_that_are_no_codebooks(make_model: Make, tmp_path: Path) -> None:

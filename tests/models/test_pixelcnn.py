@@ -146,6 +146,20 @@ def test_masses_far_out_stay_finite() -> None:
     assert masses[-1, 2] > masses[-2, 2] + 1
 
 
+@pytest.mark.parametrize("raw", [20.0, 100.0, 1e4])
+def test_a_wide_distribution_is_uniform_and_learns(raw: float) -> None:
+    """Training asked for log-scales of 88 and more, whose `exp` is infinite."""
+    model = PixelCNN(PixelCNNConfig(num_classes=2, input_shape=(1, 1, 1), hidden=3, layers=1, mixtures=1))
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.copy_(torch.tensor([0.0, 0.0, raw]))
+    x = torch.linspace(0, 1, 256)[:, None, None, None]
+    scores = model.log_likelihood(x, torch.zeros((256, 1), dtype=torch.long))
+    torch.testing.assert_close(scores.exp(), torch.full((256, 1), 1 / 256), rtol=1e-3, atol=0)
+    scores.sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", ["binary", "binary, squares", "colour"])
 def test_samples_are_as_frequent_as_the_probabilities_say(name: str) -> None:
     config = WORLDS[name]

@@ -210,6 +210,19 @@ def test_seeds_that_are_none_are_named_before_anything_runs(door: Door, seed: An
     assert not model.asked
 
 
+@DOORS
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), 3.0])
+@pytest.mark.usefixtures("unchecked_types")
+def test_numbers_of_numpy_are_seeds(door: Door, seed: Any) -> None:
+    x, y = batch()
+    verdicts = [
+        getattr(found, "verification", found[1] if isinstance(found, tuple) else found)
+        for found in (door(Corners(), x, y, norm="linf", epsilon=0.4, seed=number) for number in (3, seed))
+    ]
+    assert torch.equal(verdicts[0].images, verdicts[1].images)
+    assert torch.equal(verdicts[0].success, verdicts[1].success)
+
+
 @pytest.mark.parametrize("draws", [0, 1.5, "a", None, True])
 def test_draws_that_are_none_are_named(draws: Any) -> None:
     x, y = batch()

@@ -42,6 +42,10 @@ class LatentModel(Protocol):
         """Returns the encoder's output for every class, differentiable in `x`."""
         ...
 
+    def recall(self, x: Float[Tensor, "batch channels height width"]) -> Posterior | None:
+        """Returns where the last call ended, if refinement of these images would end there again."""
+        ...
+
     def remember(
         self,
         x: Float[Tensor, "batch channels height width"],

@@ -37,19 +37,20 @@ class Envelope:
         self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Returns -l_k(x); its graph ends at the reconstructions, so that weights get no gradient."""
-        objective, budget = model.objective, model.budget
+        objective, budget, known = model.objective, model.budget, model.recall(x.detach())
 
         def score(x: Tensor, starts: Sequence[Posterior]) -> tuple[Tensor, Posterior]:
             noise = model.noise.stream(part=1)
             with torch.no_grad():
-                posterior = refine_best(objective, x, starts, noise, budget=budget)
+                posterior = starts[0] if known else refine_best(objective, x, starts, noise, budget=budget)
                 drawn = [
                     _decode(objective, posterior, noise, budget) for _ in range(_draws(objective, budget))
                 ]
             costs = [objective.observation.cost(x[:, None], outputs) + prior for outputs, prior in drawn]
             return -torch.stack(costs).mean(0), posterior
 
-        return _in_chunks(model, x, score, rows=_refined_rows(objective, budget, like=x))
+        starts = [known] if known else model.search(x.detach())
+        return _in_chunks(model, x, starts, score, rows=_refined_rows(objective, budget, like=x))
 
     def reconstructions(
         self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
@@ -57,6 +58,8 @@ class Envelope:
         """Returns E[x | z_k] at the mean latents that inference finds, as a constant in `x`."""
         objective, budget, found = model.objective, model.budget, []
         with torch.no_grad():
+            if known := model.recall(x):
+                return _decode_means(objective, known, budget)
             starts = model.search(x)
             rows = _refined_rows(objective, budget, like=x)
             for chunk in _chunks(len(x), rows):
@@ -185,7 +188,8 @@ class Unrolled:
             draws = objective.draws(budget.expectation_draws, noise, like=posterior)
             return -objective.expected(x, posterior, draws), posterior
 
-        return _in_chunks(model, x, score, rows=objective.rows_per_chunk(budget.max_bytes, like=x))
+        rows = objective.rows_per_chunk(budget.max_bytes, like=x)
+        return _in_chunks(model, x, model.search(x.detach()), score, rows=rows)
 
     def reconstructions(
         self, model: LatentModel, x: Float[Tensor, "batch channels height width"]
@@ -280,12 +284,12 @@ def _chunks(count: int, rows: int) -> list[slice]:
 def _in_chunks(
     model: LatentModel,
     x: Tensor,
+    starts: Sequence[Posterior],
     score: Callable[[Tensor, Sequence[Posterior]], tuple[Tensor, Posterior]],
     *,
     rows: int,
 ) -> Float[Tensor, "batch classes"]:
-    """Searches once for the whole batch, then scores it in chunks that fit the budget's memory."""
-    starts = model.search(x.detach())
+    """Scores a batch from its starts, in chunks that fit the budget's memory."""
     scored = [score(x[chunk], [start.rows(chunk) for start in starts]) for chunk in _chunks(len(x), rows)]
     scores, refined = zip(*scored, strict=True)
     joined, posterior = torch.cat(scores), Posterior.concatenate([part.detach() for part in refined])

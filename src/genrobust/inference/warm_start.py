@@ -1,6 +1,8 @@
-"""Warm starts: a query starts from the latents of the last one and skips classes that cannot win."""
+"""What calls leave to later ones: latents to start from, and latents that draws for the same images share."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -11,9 +13,32 @@ from torch import Tensor
 from .._brief import one_line
 from .objective import LatentObjective, Posterior
 
-__all__ = ["LastCall", "Memory"]
+__all__ = ["LastCall", "Memory", "one_inference"]
 
 CONTENDERS = 2  # the winner, and the runner-up that an attacker's margin is measured to
+
+
+@final
+class _Scope(threading.local):
+    current: object | None = None
+
+
+_scope = _Scope()
+
+
+@contextmanager
+def one_inference() -> Iterator[None]:
+    """Has calls about the same images, one after the other, share one inference where only scores draw noise.
+
+    Elsewhere every call infers: a toolkit that asks twice must see that a model optimises, and a measurement
+    of time must not become one of memory.
+    """
+    outer = _scope.current
+    _scope.current = outer or object()
+    try:
+        yield
+    finally:
+        _scope.current = outer
 
 
 @final
@@ -87,18 +112,26 @@ class LastCall(threading.local):
     Attributes:
         refined: False for classes that were not refined; None if all were.
         memory: Where a warm start begins; None without one.
-        objective: The objective of the call. Other weights have another one, which `memory` does not serve.
+        answered: The scope of `one_inference`, the images of the call and the latents at which it ended; None
+            without a scope.
+        objective: The objective of the call. Other weights have another one, which the rest does not serve.
     """
 
     refined: Bool[Tensor, "batch classes"] | None = None
     memory: Memory | None = None
+    answered: tuple[object, Tensor, Posterior] | None = None
     objective: LatentObjective | None = None
 
     def see(
-        self, refined: Bool[Tensor, "batch classes"] | None, memory: Memory | None, objective: LatentObjective
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        posterior: Posterior,
+        memory: Memory | None,
+        objective: LatentObjective,
     ) -> None:
         """Stores what a call leaves behind."""
-        self.refined, self.memory, self.objective = refined, memory, objective
+        self.refined, self.memory, self.objective = posterior.leading, memory, objective
+        self.answered = None if _scope.current is None else (_scope.current, x.clone(), posterior)
 
     def memory_of(
         self, x: Float[Tensor, "batch channels height width"], objective: LatentObjective
@@ -107,6 +140,21 @@ class LastCall(threading.local):
         if self.memory is None or self.objective is not objective or self.memory.images.shape != x.shape:
             return None
         return self.memory
+
+    @property
+    def answers(self) -> bool:
+        """Whether the last call was in the scope of `one_inference` that is open now."""
+        return self.answered is not None and self.answered[0] is _scope.current
+
+    def latents_of(
+        self, x: Float[Tensor, "batch channels height width"], objective: LatentObjective
+    ) -> Posterior | None:
+        """Returns where the scope's last call ended, if it was about these images and this objective."""
+        if self.answered is None or not self.answers or self.objective is not objective:
+            return None
+        _, images, posterior = self.answered
+        alike = (images.dtype, images.device) == (x.dtype, x.device) and torch.equal(images, x)
+        return posterior if alike else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()  # copies and other processes begin with nothing

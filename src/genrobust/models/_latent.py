@@ -29,7 +29,7 @@ from ..inference import (
 from ..inference.cache import Derived, codebook_key
 from ..inference.search.files import fingerprint, read_codebook, write_codebook
 from ..inference.search.starts import best_starts
-from ..inference.warm_start import LastCall, Memory
+from ..inference.warm_start import LastCall, Memory, one_inference
 from ..nets.absent import Absent
 from ..nets.banks import DecoderBank, EncoderBank
 from ..randomness import FixedNoise, NoiseSource, standard_normal
@@ -210,7 +210,40 @@ class LatentClassifier(
     ) -> None:
         """Stores which classes were refined and, if the budget asks for a warm start, the final latents."""
         memory = Memory.after(self._memory_of(x), x, posterior, losses) if self.budget.warm_start else None
-        self._last.see(posterior.leading, memory, self.objective)
+        self._last.see(x, posterior, memory, self.objective)
+
+    def recall(self, x: Float[Tensor, "batch channels height width"]) -> Posterior | None:
+        """Returns the latents of the last call in `one_inference`, if inference would end there again.
+
+        So the draws of a verdict or of an expectation cost one inference, where only the score draws noise.
+        """
+        asked = self._last.answers and self._repeats_itself
+        return self._last.latents_of(x, self.objective) if asked else None
+
+    @property
+    def _repeats_itself(self) -> bool:
+        """Whether another call about the same images would end at the same latents.
+
+        It would if inference draws no noise and begins anew. A change of weights shows in the objective, but
+        one of the encoder only where candidates have its variance.
+        """
+        told = self.variational or not self.budget.encoder_proposal
+        return self._means_decide and told and not self.budget.warm_start
+
+    def scores_of_draws(
+        self, x: Float[Tensor, "draws batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Returns the class scores that the draws give together.
+
+        Draws for the same images run one by one where they share one inference, else as one batch.
+        """
+        if x.stride(0) or not self._repeats_itself:
+            return super().scores_of_draws(x)
+        with one_inference():
+            scores = self.combine(torch.stack([self.class_scores(draw) for draw in x]))
+        if self._last.refined is not None:
+            self._last.refined = self._last.refined.repeat(len(x), 1)  # as of one batch
+        return scores
 
     def _memory_of(self, x: Float[Tensor, "batch channels height width"]) -> Memory | None:
         return self._last.memory_of(x, self.objective)
@@ -226,13 +259,18 @@ class LatentClassifier(
         if len(pool) + len(found) == 1 and budget.refined_classes is None:
             return pool + [candidate for candidate, _ in found]
         candidates, scored = [candidate for candidate, _ in found], [loss[None] for _, loss in found]
-        if budget.search == "points":
+        if budget.search == "points" and not self._means_decide:
             losses = self._losses(x, [*pool, *candidates])
-        else:  # to the letter, what the search scored decides
+        else:  # the search scored the means already; and to the letter, what it scored decides
             losses = torch.cat([self._losses(x, pool), *scored] if pool else scored)
         pool += candidates
         leading = self._leading(x, losses.amin(0), memory)
         return [replace(start, leading=leading) for start in best_starts(pool, losses, count=budget.starts)]
+
+    @property
+    def _means_decide(self) -> bool:
+        """Whether starts are compared at their means, and not by draws."""
+        return not self.variational or self.trainable_objective.method(self.budget) == "mean"
 
     def _losses(
         self, x: Float[Tensor, "batch channels height width"], pool: Sequence[Posterior]
@@ -260,8 +298,7 @@ class LatentClassifier(
             count = min(self.budget.refined_classes, self.num_classes)
             leaders = loss.topk(count, dim=1, largest=False).indices
             leading = torch.zeros_like(leading).scatter(1, leaders, True)
-        steady = not self.variational or self.objective.method(self.budget) == "mean"
-        if memory is not None and isinstance(self.observation, SquaredError) and steady:
+        if memory is not None and isinstance(self.observation, SquaredError) and self._means_decide:
             leading &= memory.contenders(x, loss)
         return leading
 

@@ -14,6 +14,8 @@ from ._likelihood import DEFAULT_BUDGET, ChunkBudget, LikelihoodClassifier
 
 __all__ = ["PixelCNN", "PixelCNNConfig"]
 
+WIDEST = 3.0  # a log-scale; a wider logistic that is cut off is uniform too, and `exp` would overflow
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelCNNConfig:
@@ -182,6 +184,7 @@ class PixelCNN(LikelihoodClassifier):
                 first += 1
         least = math.log(self.config.least_scale / (self.config.levels - 1))
         log_scales = least + nn.functional.softplus(log_scales - least - 2)
+        log_scales = WIDEST - nn.functional.softplus(WIDEST - log_scales)
         return log_weights[:, :, 0].log_softmax(1), torch.stack(shifted, 2), log_scales
 
     def _log_mass(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import valid_images
 from ..contract import NO_PREDICTION, Classifier
+from ..inference.warm_start import one_inference
 from .decisions import Ballot, CleanVerdict, Decisions, votes
 from .distances import Norm, distance, largest_distance, pulled_back, reach
 from .flags import is_black
@@ -161,6 +162,7 @@ class Verification:
 
 
 @torch.no_grad()
+@one_inference()
 def judge_examples(
     judge: Classifier,
     images: Float[Tensor, "batch channels height width"],

@@ -5,11 +5,9 @@ import os
 from collections.abc import Iterable
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..._files import write_atomically
-from ..._tensors import TensorFile
+from ..._tensors import TensorFile, write_tensors
 from ..budget import InferenceBudget
 from ..objective import LatentObjective
 from .codebook import Codebook
@@ -36,8 +34,7 @@ def write_codebook(codebook: Codebook, path: str | os.PathLike[str], *, fingerpr
     if not state:
         raise ValueError("Expected a codebook that fits `max_bytes`, but it decodes at every search")
     tensors = {name: values.detach().cpu().contiguous() for name, values in state.items()}
-    with write_atomically(path) as part:
-        save_file(tensors, part, metadata={"fingerprint": fingerprint})
+    write_tensors(path, tensors, metadata={"fingerprint": fingerprint})
 
 
 def read_codebook(
