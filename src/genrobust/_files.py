@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["is_file", "read_json", "sha256_of", "sweep", "write_atomically", "write_json"]
+__all__ = ["check_png", "is_file", "read_json", "sha256_of", "sweep", "write_atomically", "write_json"]
 
 SUFFIX = ".part"
 DAY = 24 * 60 * 60  # seconds after which a writer on another machine is taken for dead
@@ -31,6 +31,7 @@ def write_atomically(path: str | os.PathLike[str], *, exclusive: bool = False) -
 
     Raises:
         FileExistsError: If `exclusive`, and the file is there.
+        OSError: If it cannot be written; the error names the file.
     """
     target = Path(path)
     if exclusive and target.exists():
@@ -47,8 +48,22 @@ def write_atomically(path: str | os.PathLike[str], *, exclusive: bool = False) -
             os.link(part, target)
         else:
             part.replace(target)
+    except OSError as error:
+        if error.errno is not None and str(error.filename) in ("None", str(part)):
+            error.filename = str(target)  # which the caller knows by this name
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_png(path: Path | None, option: str) -> None:
+    """Checks that the name of a picture says what is in the file, before anything is drawn.
+
+    Raises:
+        ValueError: If it does not end in .png.
+    """
+    if path is not None and path.suffix.lower() != ".png":
+        raise ValueError(f"Expected `{option}` to end in .png, but got {path}")
 
 
 def is_file(path: Path) -> bool:

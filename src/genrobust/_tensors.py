@@ -1,5 +1,6 @@
-"""Reads tensors from safetensors files that anybody may have written."""
+"""Tensors in files: written atomically, and read from what anybody may have written."""
 
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,13 +10,14 @@ from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ._brief import one_line
+from ._files import write_atomically
 
-__all__ = ["TensorFile", "shapes_alone"]
+__all__ = ["TensorFile", "shapes_alone", "write_tensors", "write_torch"]
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 OTHERS = {
@@ -104,6 +106,36 @@ class TensorFile:
             if wrong.any():
                 raise ValueError(f"Expected finite numbers in {self.path}, but {name!r} has others")
         return tensors
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file atomically.
+
+    Raises:
+        OSError: If it cannot be written, as where the disk is full.
+    """
+    with write_atomically(path) as part:
+        try:
+            save_file(dict(tensors), part, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f"Expected to write {path}, but it failed: {error}") from error
+
+
+def write_torch(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes what `torch.load` reads, atomically.
+
+    Raises:
+        OSError: If it cannot be written, as where the disk is full.
+    """
+    made = io.BytesIO()  # of a full disk torch says that a position is unexpected
+    torch.save(content, made)
+    with write_atomically(path) as part:
+        part.write_bytes(made.getbuffer())
 
 
 @contextmanager

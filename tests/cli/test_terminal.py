@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from genrobust import __version__, list_models
+from genrobust import __version__, list_models, load_model
+from genrobust._console import spell
 from genrobust.adapters import list_attacks
+from genrobust.zoo import save_model
 
 pytest.importorskip("foolbox")
 pytest.importorskip("pyarrow")
+from runs import make_run
+
+from genrobust.benchmarks.run.results import Failure, record_failure
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 STREAMS = [("utf-8", 80), ("utf-8", None), ("cp1252", 80), ("cp1252", None), ("ascii", 80), ("ascii", None)]
@@ -80,6 +85,67 @@ def test_a_path_is_printed_whole_and_as_it_is(
     assert ran.status == 2
     assert str(folder) in ran.errors
     assert len(ran.errors.splitlines()) == 1
+
+
+SUITE = """
+dataset = "digits"
+samples = 2
+models = [{ name = "mlp", title = "MLP [x]" }]
+threat_models = [{ norm = "linf", epsilon = 0.1 }]
+[[attacks]]
+key = "sign"
+title = "signs [/5]"
+norm = "linf"
+kind = "fixed epsilon"
+toolkit = "genrobust"
+name = "RandFGSM"
+"""
+
+
+@pytest.mark.parametrize(("encoding", "columns"), STREAMS)
+def test_a_finished_run_is_told_whole_in_every_encoding(
+    encoding: str, columns: int | None, genrobust: Callable[..., object], tmp_path: Path
+) -> None:
+    suite, out = tmp_path / "mine.toml", tmp_path / ("[old] " + "a-folder-whose-name-is-long-" * 5)
+    suite.write_text(SUITE)
+    ran = genrobust("bench", str(suite), "--out", str(out), encoding=encoding, columns=columns)
+    assert ran.status == 0, ran.errors
+    lines = [STYLE.sub("", line) for line in ran.output.splitlines()]
+    assert lines[0] == "weights: mlp shipped"
+    assert f"the report is {out / 'report.html'}; rows, table and curves are beside it" in lines
+    assert any(spell("L∞, ε = 0.1", encoding) in line for line in lines)
+    assert any("signs [/5]" in line for line in lines)
+    ran = genrobust("report", str(out), encoding=encoding, columns=columns)
+    assert STYLE.sub("", ran.output) == f"the report is in {out / 'report.html'}\n"
+
+
+def test_the_first_line_says_where_other_weights_come_from(
+    genrobust: Callable[..., object], tmp_path: Path
+) -> None:
+    weights = tmp_path / "mine" / "mlp-digits" / "model.safetensors"
+    save_model(load_model("mlp", dataset="digits"), weights)
+    (tmp_path / "mine.toml").write_text(SUITE)
+    arguments = (
+        "bench",
+        str(tmp_path / "mine.toml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--folder",
+        str(tmp_path / "mine"),
+    )
+    ran = genrobust(*arguments)
+    assert ran.status == 0, ran.errors
+    assert ran.output.splitlines()[0] == f"weights: mlp from {weights}"
+
+
+def test_brackets_in_answers_and_failures_are_text(genrobust: Callable[..., object], tmp_path: Path) -> None:
+    out = make_run(tmp_path, left_out=lambda cell: cell.attack == "ddn" and cell.batch == 1)
+    record_failure(out, Failure(cell="cnn/ddn/0001", error=f"no {HOSTILE}", traceback="", when="now"))
+    ran = genrobust("results", str(out))
+    assert ran.status == 0, ran.errors
+    assert r"failed cnn/ddn/0001: no [bold]runs[/] \x1b]0;mine\x07 [/5]" in ran.output
+    ran = genrobust("results", str(out), "--query", "select '[/5] ' || chr(27) || '[2J' as \"[/q]\"")
+    assert ran.output == "[/q]\n[/5] \\x1b[2J\n"
 
 
 def test_control_characters_and_markup_reach_no_terminal(

@@ -78,6 +78,18 @@ def test_a_folder_that_began_with_another_training_is_left_alone(
         trained(digits, tmp_path, model=CNN(CNNConfig()))
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_the_first_epoch(
+    digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learn(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(MLP, "training_loss", learn)
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OSError, match=r"taken"):
+        trained(digits, tmp_path / "taken")
+
+
 def _changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def write(path: Path) -> None:
         content = torch.load(path, weights_only=True)
@@ -147,5 +159,11 @@ def test_the_recipe_of_another_model_leaves_a_folder_alone(tmp_path: Path) -> No
 
     start = tmp_path / "start.safetensors"
     save_model(read_model(tmp_path / "model.safetensors"), start)
+    settings: dict[str, Any] = {"overrides": {"epochs": 1, "batch_size": 256}, "initial": start}
     with pytest.raises(ValueError, match="initial"):
-        train_recipe("mlp", "digits", overrides={"epochs": 1, "batch_size": 256}, initial=start, **options)
+        train_recipe("mlp", "digits", **settings, **options)
+    card = train_recipe("mlp", "digits", **settings, **{**options, "folder": tmp_path / "further"})
+    assert card is not None
+    assert card["initial"] == str(start)
+    assert card["initial_sha256"] is not None
+    assert card["recipe"].endswith(f"--batch-size 256 --initial {start}")

@@ -64,10 +64,18 @@ def test_weights_are_finite(value: float, rewritten: Callable[..., Path]) -> Non
         read_model(path)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0])
-def test_a_temperature_is_above_0(value: float, rewritten: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.0, "`temperature` in .* to be above 0, but got 0.0"),
+        (-1.0, "`temperature` in .* to be above 0, but got -1.0"),
+        (math.nan, "finite numbers in .*, but 'temperature' has others"),
+        (math.inf, "finite numbers in .*, but 'temperature' has others"),
+    ],
+)
+def test_a_temperature_is_above_0(value: float, message: str, rewritten: Callable[..., Path]) -> None:
     model = ABS(ABSConfig(num_classes=3, architecture=ARCH))
-    with pytest.raises(ValueError, match=rf"`temperature` in .* to be above 0, but got {value}"):
+    with pytest.raises(ValueError, match=message):
         read_model(rewritten(model, filled("temperature", value)))
 
 

@@ -61,15 +61,14 @@ def audit(
         seed=seed,
         name=f"{model} on {dataset}",
     )
-    if html is not None:
-        report.save(html)
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
-        return
-    say(report.answer)
-    show(report.table())
-    if html is not None:
-        say(f"the report is in {html}")
+    else:
+        say(report.answer)
+        show(report.table())
+    if html is not None:  # after the answer, which a file that cannot be written must not cost
+        report.save(html)
+        say(f"the report is in {html}", stderr=as_json)
 
 
 def named_model(model: str, dataset: str, weights: Path | None) -> "Classifier":

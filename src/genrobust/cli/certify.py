@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from .._console import say, show
+from .._files import check_png
 from .audit import default_images, named_model
 from .plugins import PluginOption, load_plugins
 
@@ -50,6 +51,7 @@ def certify(
     from .._fields import NotNegative, check_integer, checked
     from ..data import Split, load_dataset
 
+    check_png(figure, "--figure")
     load_plugins(plugin)
     radii = list(checked(RADII if radius is None else radius, tuple[NotNegative, ...], "`radius`"))
     certified = named_model(model, dataset, weights)
@@ -58,16 +60,15 @@ def certify(
     )
     settings = {"n0": n0, "n": n, "alpha": alpha, "batch_size": batch_size}
     found = _found(certified, x, y, sigma or [], settings, seed=seed)
-    if figure is not None:
+    if as_json:
+        typer.echo(json.dumps(_as_json(found, radii, model=f"{model} on {dataset}"), indent=2))
+    else:
+        _show(found, radii)
+    if figure is not None:  # after the radii, which a file that cannot be written must not cost
         from ..benchmarks.report.certified import save_certified_accuracy
 
         save_certified_accuracy(found, figure)
-    if as_json:
-        typer.echo(json.dumps(_as_json(found, radii, model=f"{model} on {dataset}"), indent=2))
-        return
-    _show(found, radii)
-    if figure is not None:
-        say(f"the figure is in {figure}")
+        say(f"the figure is in {figure}", stderr=as_json)
 
 
 def _found(

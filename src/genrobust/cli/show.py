@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .._console import say
+from .._files import check_png
 from .plugins import PluginOption, load_plugins
 
 __all__ = ["show"]
@@ -34,6 +35,7 @@ def show(
     """
     from typing import cast
 
+    check_png(out, "--out")
     from ..data import Split, load_dataset
     from ..pictures.drawing import What, draw_picture, save_picture
     from ..zoo import list_models, load_model, read_model

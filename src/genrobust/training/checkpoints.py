@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .._brief import one_line
 from .._claims import create_json, differences
-from .._files import read_json, write_atomically
+from .._files import read_json
 from .._settings import digest
+from .._tensors import write_torch
 from ..contract import Classifier
 from ..data import ImageDataset
 
@@ -89,9 +90,12 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def write_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes a checkpoint atomically."""
-    with write_atomically(folder / CHECKPOINT) as part:
-        torch.save(dict(content), part)
+    """Writes a checkpoint atomically.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    write_torch(folder / CHECKPOINT, dict(content))
 
 
 def read_checkpoint(folder: Path, identity: Mapping[str, Any], epochs: int) -> dict[str, Any] | None:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import attacks
 from .._console import make_console
 from .._fields import AtLeastOne, AtLeastZero, NotNegative, Positive, Seed, check_fields
-from .._files import write_atomically
 from .._settings import hashed
-from .._tensors import TensorFile
+from .._tensors import TensorFile, write_tensors
 from ..attack_view import attack_view
 from ..contract import Classifier
 from ..data import ImageDataset, held_out_images
@@ -149,8 +147,7 @@ def _crafted(
     if not path.is_file():
         with isolated_rng(seed):
             images = attack(*clean.batch(slice(None)))
-        with write_atomically(path) as part:
-            save_file({"images": (255 * images).round().to(torch.uint8).contiguous()}, part)
+        write_tensors(path, {"images": (255 * images).round().to(torch.uint8).contiguous()})
     file = TensorFile.open(path)
     file.check({"images": clean.images.to("meta")})
     return file.read()["images"]

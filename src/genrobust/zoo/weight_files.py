@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._fields import checked
-from .._files import read_json, sha256_of, write_atomically
-from .._tensors import TensorFile, shapes_alone
+from .._files import read_json, sha256_of
+from .._tensors import TensorFile, shapes_alone, write_tensors
 from ..capabilities import Tempered
 from ..contract import Classifier, ImageModule
 from ..nets.absent import Absent
@@ -72,8 +71,7 @@ def save_model(
         for key, value in model.state_dict().items()
         if not any(key.startswith(f"{part}.") for part in left_out)
     }
-    with write_atomically(path) as part:
-        save_file(weights, part, metadata=metadata)
+    write_tensors(path, weights, metadata=metadata)
 
 
 def read_model(path: str | os.PathLike[str]) -> Classifier:
