@@ -255,7 +255,11 @@ def test_every_config_refuses_what_no_field_is(name: str) -> None:
     for part in fields(kind):
         plain = {get_origin(hint) or hint for hint in (hints[part.name], *get_args(hints[part.name]))}
         for bad in (
-            (math.nan, True, "no", -1) if plain & {int, float} else (math.nan,) if bool in plain else ()
+            (math.nan, math.inf, True, "no", -1)
+            if plain & {int, float}
+            else (math.nan, "no")
+            if bool in plain
+            else ()
         ):
             if bad == "no" and str in plain:
                 continue

@@ -92,15 +92,26 @@ def test_an_entry_point_is_loaded_when_a_name_is_asked_for(
     assert registry.names() == ("lazy", "mine")
 
 
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("import no_such", "ModuleNotFoundError.*no_such"),
+        ("raise SystemExit(7)", "SystemExit: 7"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def", "SyntaxError"),
+    ],
+)
 def test_a_failing_entry_point_is_named_once_and_stops_nothing(
-    registry: Registry[Any], points: Any, monkeypatch: pytest.MonkeyPatch
+    fault: str, named: str, registry: Registry[Any], points: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(registry_module, "_tried", set())
+    monkeypatch.delitem(sys.modules, "sound_thing", raising=False)
     monkeypatch.setattr(registry_module, "_things", registry, raising=False)
     points(
-        broken_thing="from genrobust import registry\nregistry._things.register('half', 1)\nimport no_such\n",
+        broken_thing=f"from genrobust import registry\nregistry._things.register('half', 1)\n{fault}\n",
         sound_thing="from genrobust import registry\nregistry._things.register('sound', 2)\n",
     )
-    with pytest.warns(RuntimeWarning, match="'broken_thing'.*skipped: ModuleNotFoundError.*no_such") as found:
+    with pytest.warns(RuntimeWarning, match=f"'broken_thing'.*skipped: {named}") as found:
         assert registry.names() == ("sound",)
     assert len(found) == 1
     assert registry.get("sound") == 2  # a second warning would be an error
@@ -145,15 +156,19 @@ def test_a_process_takes_over_the_plugins_of_another(
     assert registry.names() == ()
 
 
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [("raise KeyError('lost')", "KeyError: 'lost'"), ("raise SystemExit(7)", "SystemExit: 7")],
+)
 def test_a_plugin_that_raises_changes_nothing(
-    registry: Registry[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, named: str, registry: Registry[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry_module, "_things", registry, raising=False)
     source = "from genrobust import registry\nregistry._things.register('one', 1)\n"
     path = write(tmp_path / "mine.py", source)
     load_plugin(path)
-    write(path, source.replace("'one'", "'two'") + "raise KeyError('lost')\n")
-    with pytest.raises(ValueError, match=r"mine\.py to import, but it raised KeyError: 'lost'"):
+    write(path, source.replace("'one'", "'two'") + f"{fault}\n")
+    with pytest.raises(ValueError, match=rf"mine\.py to import, but it raised {named}"):
         load_plugin(path)
     assert registry.names() == ("one",)
 

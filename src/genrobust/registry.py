@@ -255,7 +255,7 @@ def _run(path: Path, content: bytes) -> ModuleType:
                 registry._forget(path)
             # Not by the loader, whose cache would miss a second change within a second.
             exec(compile(content, str(path), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if before is None:
             del sys.modules[name]
         else:

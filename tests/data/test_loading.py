@@ -1,4 +1,5 @@
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -266,6 +267,38 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
             load_dataset("mnist", "train", root=tmp_path)
     path.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
     with pytest.raises(ValueError, match=r"Expected `x_train` in .*mnist\.npz .*Bad CRC-32"):
+        load_dataset("mnist", "train", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("(1000000000000, 28, 28)", "784,000,000,000,000 bytes, in 4 bytes"),
+        (f"(1{'0' * 40}, 28, 28)", "bytes, in 4 bytes"),
+        ("(-1, 28, 28)", r"a shape of \(-1, 28, 28\)"),
+        ("(1, 28, 28.0)", "shape is not valid"),
+        ("(10**99,)", "malformed"),
+    ],
+    ids=["too large", "beyond every number", "negative", "no integer", "an expression"],
+)
+def test_an_array_takes_no_more_than_its_file_holds(shape: str, message: str, tmp_path: Path) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header = header.ljust(117) + b"\n"
+    with zipfile.ZipFile(write_npz(tmp_path, "mnist", make_arrays("mnist")), "w") as archive:
+        for name in ("x_train.npy", "y_train.npy"):
+            size = len(header).to_bytes(2, "little")
+            archive.writestr(name, b"\x93NUMPY\x01\x00" + size + header + b"1234")
+    with pytest.raises(
+        ValueError, match=rf"`x_train` in .*mnist\.npz to be a plain array, but got: .*{message}"
+    ):
+        load_dataset("mnist", "train", root=tmp_path)
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(write_npz(tmp_path, "mnist", make_arrays("mnist")), "w") as archive:
+        archive.writestr("x_train", "hello")
+        archive.writestr("y_train", "hello")
+    with pytest.raises(ValueError, match=r"`x_train` in .*mnist\.npz to be a plain array"):
         load_dataset("mnist", "train", root=tmp_path)
 
 

@@ -1,5 +1,6 @@
 """Detectors flag what they say they flag: on planted data, with known scores and known error."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -271,6 +272,22 @@ def test_a_missing_file(tmp_path: Path) -> None:
             lambda m, x, y: Detector(evidence="logit", thresholds=(1.0,)).flags(m, x, y - 1),
             r"labels in \[0, 3\), but got -1 to 1",
         ),
+        (
+            lambda m, x, y: calibrate_detector("logit", m, x, y, false_positive_rate=7),
+            r"`false_positive_rate` in \(0, 1\), but got 7",
+        ),
+        (
+            lambda m, x, y: Detector(evidence="kl", thresholds=(1.0,), references=((0.5,) * 3,)).flags(
+                m, x, y
+            ),
+            r"`references` of 3 numbers for each of 3 classes, but got the shape \(1, 3\)",
+        ),
+        (
+            lambda m, x, y: Detector(evidence="kl", thresholds=(1.0,), references=((0.5,),) * 3).flags(
+                m, x, y
+            ),
+            r"`references` of 3 numbers for each of 3 classes, but got the shape \(3, 1\)",
+        ),
     ],
 )
 def test_bad_input(call: Any, message: str) -> None:
@@ -278,6 +295,34 @@ def test_bad_input(call: Any, message: str) -> None:
     x, y = drawn(model, 60)
     with pytest.raises(ValueError, match=message):
         call(model, x, y)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"thresholds": (math.nan,)}, r"`thresholds`\[0\] to be finite, but got nan"),
+        ({"thresholds": (1.0, math.inf)}, r"`thresholds`\[1\] to be finite, but got inf"),
+        ({"unit": math.inf}, "`unit` to be finite, but got inf"),
+        ({"unit": math.nan}, "`unit` to be finite, but got nan"),
+        ({"false_positive_rate": 7}, "`false_positive_rate` to be above 0 and below 1, but got 7"),
+        ({"evidence": "kl", "references": ((0.5, 0.5), (1.0,))}, "`references` of one length, but got 'kl'"),
+        (
+            {"evidence": "kl", "references": ((math.nan,),)},
+            r"`references`\[0\]\[0\] to be finite, but got nan",
+        ),
+    ],
+    ids=range(7),
+)
+def test_numbers_that_are_no_detectors_are_named_with_their_file(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    known = {"evidence": "logit", "thresholds": (1.0,), **fields}
+    with pytest.raises(ValueError, match=message):
+        Detector(**known)
+    path = tmp_path / "some.detectors.json"
+    path.write_text(json.dumps({"one": known}))
+    with pytest.raises(ValueError, match=rf"some\.detectors\.json, but: .*{message}"):
+        read_detectors(path)
 
 
 def test_detectors_are_values() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genrobust.capabilities import EncodesMixture, Reconstructs
 from genrobust.selective import (
     THREE_SIGMA,
+    Detector,
     calibrate_detector,
     chi_square_critical,
     chi_square_detector,
@@ -86,6 +87,13 @@ def test_the_score_is_the_mahalanobis_distance() -> None:
     assert torch.autograd.gradcheck(
         lambda images: detector.scores(Plane(), images, y[:3]), x[:3].clone().requires_grad_()
     )
+
+
+def test_covariances_of_another_number_of_latents_are_named() -> None:
+    x, y = drawn(20)
+    detector = Detector(evidence="latent", thresholds=(1.0,), references=((1.0, 0.0, 1.0),))
+    with pytest.raises(ValueError, match="`references` of 4 numbers, for 2 latents, but got 3"):
+        detector.flags(Plane(), x, y)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1])

@@ -175,6 +175,12 @@ class _Divergence(Evidence):
         self, model: GenerativeClassifier, x: Tensor, y: Tensor, *, references: Tensor, class_scores: Tensor
     ) -> Tensor:
         del x
+        classes = model.num_classes
+        if references.shape != (classes, classes):
+            raise ValueError(
+                f"Expected `references` of {classes} numbers for each of {classes} classes, but got the "
+                f"shape {tuple(references.shape)}"
+            )
         expected = references[y]
         found = _log_probabilities(model, class_scores)
         return (torch.xlogy(expected, expected) - expected * found).sum(1)
@@ -213,8 +219,16 @@ def mahalanobis(
     precisions: Float[Tensor, "groups values"],
     y: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """Returns o^T P_y o, with the inverse covariance of each class, or of all, as a flat row."""
-    latent_dim = offsets.shape[1]
+    """Returns o^T P_y o, with the inverse covariance of each class, or of all, as a flat row.
+
+    Raises:
+        ValueError: If a row is of another number of latents.
+    """
+    latent_dim, values = offsets.shape[1], precisions.shape[1]
+    if values != latent_dim**2:
+        raise ValueError(
+            f"Expected `references` of {latent_dim**2} numbers, for {latent_dim} latents, but got {values}"
+        )
     matrices = precisions.unflatten(1, (latent_dim, latent_dim))
     if len(matrices) == 1:
         return torch.einsum("bi,ij,bj->b", offsets, matrices[0], offsets)
