@@ -14,7 +14,9 @@ from genrobust.attack_view import attack_view
 from genrobust.attacks import (
     fgsm_path,
     iterated_fgsm,
+    l2_random_search,
     latent_descent,
+    linf_random_search,
     random_fgsm,
     single_pixel,
     vr_igsm,
@@ -148,6 +150,31 @@ def test_one_pixel_changes_and_only_where_that_serves() -> None:
     assert found[:2, 0, 0, 0].tolist() == [1.0, 0.0]
     assert (found != x).flatten(1).sum(1).tolist() == [1, 1, 0]
     assert torch.equal(single_pixel(Corner(), x, y, pixels=0, generator=seeded()), x)
+
+
+# Random search.
+
+
+@pytest.mark.parametrize(
+    ("search", "order", "share"), [(linf_random_search, math.inf, 0.99), (l2_random_search, 2, 0.95)]
+)
+def test_a_random_search_comes_near_the_optimum_of_a_linear_model(
+    search: Any, order: float, share: float
+) -> None:
+    model, (x, y) = Plane(), interior()
+    found = search(model, x, y, epsilon=0.3, generator=seeded())
+    moved = (found - x).flatten(1)
+    assert (moved.norm(p=order, dim=1) <= 0.3 + 1e-9).all()
+    slope = model.uphill(y).flatten(1)
+    best = 0.3 * slope.norm(p=1 if order == math.inf else 2, dim=1)
+    reached = (moved * slope).sum(1) / best
+    assert (reached > share).all()
+
+
+@pytest.mark.parametrize("search", [linf_random_search, l2_random_search])
+def test_a_random_search_asks_at_least_once(search: Any) -> None:
+    with pytest.raises(ValueError, match=r"`queries`.*but got 0"):
+        search(Plane(), *interior(), epsilon=0.3, generator=seeded(), queries=0)
 
 
 # Latent descent.

@@ -14,6 +14,7 @@ from .overpowered import (
 )
 from .pgd import fgsm, l2_pgd, linf_pgd, loss_gradient, pgd
 from .random_fgsm import random_fgsm
+from .random_search import l2_random_search, linf_random_search, margin_search, random_search
 from .registered import ATTACKS, OwnAttack, named_attack, register_attack
 from .single_pixel import single_pixel
 from .strongest import l2_strongest, linf_strongest, strongest, strongest_images
@@ -38,21 +39,25 @@ __all__ = [
     "l2_multi_gradient",
     "l2_overpowered",
     "l2_pgd",
+    "l2_random_search",
     "l2_strongest",
     "latent_descent",
     "linf_logit_matching",
     "linf_multi_gradient",
     "linf_overpowered",
     "linf_pgd",
+    "linf_random_search",
     "linf_strongest",
     "logit_matching",
     "loss_gradient",
+    "margin_search",
     "multi_gradient",
     "named_attack",
     "overpowered",
     "overpowered_pairs",
     "pgd",
     "random_fgsm",
+    "random_search",
     "register_attack",
     "single_pixel",
     "strongest",

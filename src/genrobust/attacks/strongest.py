@@ -29,7 +29,7 @@ from .contest import contest
 from .matching import logit_matching
 from .multi_gradient import multi_gradient
 from .pgd import Ball, BallNorm
-from .random_search import random_search
+from .random_search import margin_search
 from .registered import register_attack
 
 __all__ = ["l2_strongest", "linf_strongest", "strongest", "strongest_images"]
@@ -90,15 +90,7 @@ def strongest_images(
         return logit_matching(model, x[rows], y[rows], epsilon=epsilon, norm=norm, pool=(x, y))
 
     def searched(rows: Tensor) -> Tensor:
-        columns = contest(model, y[rows], shown.num_classes)
-        found, _ = random_search(
-            lambda asked: columns(asked).diff(dim=1)[:, 0],
-            x[rows],
-            ball=ball,
-            queries=SEARCH,
-            generator=generator,
-        )
-        return found
+        return margin_search(model, x[rows], y[rows], ball=ball, queries=SEARCH, generator=generator)
 
     parts: list[Callable[[Tensor], Tensor]] = [
         lambda rows: multi(model, rows, 2, True),
