@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..._console import plain
-from ..._files import sha256_of, write_atomically
+from ..._files import sha256_of
+from ..._tensors import write_torch
 from ..report.writing import write_text
 from ..run.cells import Cell
 from ..run.results import Results
@@ -64,8 +65,7 @@ def _check_whole(content: Content) -> None:
 def _write(content: Content, drawn: Drawn, out: Path) -> tuple[Path, Path]:
     tensor, text = (out / f"{drawn.model}-{drawn.row.norm}.{suffix}" for suffix in ("pt", "md"))
     images = _images(content.results, drawn.model, drawn.row)
-    with write_atomically(tensor) as part:
-        torch.save(images, part)
+    write_torch(tensor, images)
     write_text(text, "\n".join(_lines(content, drawn, tensor, tuple(images.shape))) + "\n")
     return tensor, text
 

@@ -1,6 +1,7 @@
 """Where cells are computed: in this process, in others, or on a cluster, always through joblib."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -90,7 +91,7 @@ class Engine:
             elif self.name == "ray":
                 stack.enter_context(_ray_session(self.address))
             if self.name == "local":
-                settings = {"initializer": _follow, "initargs": (os.getpid(),)}
+                settings = {"initializer": _begin_worker, "initargs": (os.getpid(),)}
                 stack.enter_context(parallel_config(backend="loky", **settings))
             else:
                 stack.enter_context(parallel_config(backend=self.name))
@@ -191,6 +192,14 @@ def _died(error: Exception) -> RuntimeError:
         f"Expected a worker to finish the cell, but {ATTEMPTS} died of it ({type(error).__name__}: {error}). "
         "The memory may have been too small: less `jobs`, `batch_size` or `max_bytes` of inference need less"
     )
+
+
+def _begin_worker(parent: int) -> None:
+    """Prepares a process of loky, which would end each that grows by 300 MB: one codebook has more."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = math.inf
+    _follow(parent)
 
 
 def _follow(parent: int) -> None:

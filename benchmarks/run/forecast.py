@@ -7,10 +7,12 @@ from typing import Self, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ..._brief import one_line
 from ..._modules import cheaper
 from ...contract import Classifier, GenerativeClassifier
+from ...inference.warm_start import one_inference
 from ...randomness import isolated_rng
 from ..suites.model import CLEAN, Attack, Suite
 from .cells import Cell
@@ -20,10 +22,9 @@ from .toolkits import uses_gradients
 
 __all__ = ["BatchSeconds", "Forecast", "queries_of"]
 
-_ROUNDS = ("steps", "max_iter", "n_iter", "nb_iter", "repeats", "n_queries")
-_STEP = (
-    0.01  # a query differs from the last by a step: warm starts profit from that, but not from a repetition
-)
+_ROUNDS = ("steps", "max_iter", "n_iter", "nb_iter", "repeats", "n_queries", "queries")
+_MOVED = 0.1  # of every pixel, between two calls: a model may know a repetition, or profit from a warm start
+_CLIMB = 4  # steps of an attack: near a boundary an inference that starts warm has more classes to refine
 _LONGER = 1.5  # verdicts a minimal-norm cell takes: some examples are lengthened and judged again
 
 
@@ -142,25 +143,38 @@ def _cost(experiment: Experiment, name: str, models: Mapping[str, Classifier]) -
         attacked = cheaper(attacked, suite.attack_inference)
     judge = judge_of(task, models[name], seed=0)
 
-    def ask(model: Classifier, x: Tensor) -> None:
-        with torch.no_grad():
-            model(x)
+    @one_inference()
+    def decide(model: Classifier, x: Tensor) -> None:
+        for _ in range(suite.draws if model.randomized else 1):
+            _ask(model, x)
 
-    def differentiate(model: Classifier, x: Tensor) -> None:
-        with torch.enable_grad():
-            leaf = x.clone().requires_grad_()
-            torch.autograd.grad(model(leaf).sum(), leaf, allow_unused=True)
-
+    for model in (attacked, judge):  # builds what all calls share
+        _ask(model, images)
+    moved = (images + _MOVED * torch.randn_like(images).sign()).clamp(0, 1)
     return BatchSeconds(
-        query=_seconds(ask, attacked, images),
-        gradient=_seconds(differentiate, attacked, images),
-        verdict=_seconds(ask, judge, images) * (suite.draws if judge.randomized else 1),
+        query=_seconds(_ask, attacked, moved),
+        gradient=_seconds(_climb, attacked, images) / _CLIMB,
+        verdict=_seconds(decide, judge, moved),
     )
 
 
+def _ask(model: Classifier, x: Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def _climb(model: Classifier, x: Tensor) -> None:
+    """Takes some steps of an attack, which goes from the image to the boundary."""
+    for _ in range(_CLIMB):
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            logits = model(leaf)
+            loss = cross_entropy(logits, logits.argmax(1))
+            (slope,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+        x = (x if slope is None else x + _MOVED / 2 * slope.sign()).clamp(0, 1)
+
+
 def _seconds(call: Callable[[Classifier, Tensor], None], model: Classifier, x: Tensor) -> float:
-    """Times a call after another one, which builds what all calls share."""
-    call(model, x)
     started = time.monotonic()
-    call(model, x + _STEP * (0.5 - x))
+    call(model, x)
     return time.monotonic() - started

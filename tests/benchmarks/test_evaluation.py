@@ -28,7 +28,7 @@ from genrobust.benchmarks.run.toolkits import craft, goals_of, uses_gradients
 from genrobust.benchmarks.suites.files import load_suite
 from genrobust.benchmarks.suites.model import Attack, Expected, Suite, SuiteModel, ThreatModel
 from genrobust.cli.main import app
-from genrobust.cli.running import BenchOptions, run_bench
+from genrobust.cli.running import BenchOptions, _with_weights, run_bench
 from genrobust.data import ImageDataset, load_dataset
 from genrobust.models import CNN, EABS, GMVAE
 from genrobust.zoo import load_detectors
@@ -436,6 +436,19 @@ def test_missing_weights_are_named_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"surrogate.*genrobust train zhang-surrogate --dataset mnist"):
         run_bench(BenchOptions(suite="zhang-table2", folder=tmp_path, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "against"), [("eabs", "tightened"), ("vade", "encoder")])
+def test_a_model_that_is_attacked_by_a_part_of_itself_runs_alone(
+    name: str, against: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    text = SUITE.replace('"mlp"', f'"{name}"') + f'against = "{against}"\nfor_models = ["{name}"]\n'
+    path.write_text(text, encoding="utf-8")
+    suite = load_suite(path)
+    found, references = _with_weights(suite, BenchOptions(suite=str(path), models=name))
+    assert list(references) == [name]
+    assert found.attacks[0].against == against
 
 
 def test_what_is_there_can_run_without_the_rest(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The same rows from this process, from others, and from clusters."""
 
+import math
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pyarrow as pa
 import pytest
 import torch
@@ -92,6 +94,21 @@ def test_processes_give_the_rows_of_this_one(
 
 
 @pytest.mark.slow
+def leak_limit() -> float:
+    from joblib.externals.loky import process_executor
+
+    return float(process_executor._MAX_MEMORY_LEAK_SIZE)
+
+
+def test_a_worker_may_grow_by_its_codebooks() -> None:
+    """Joblib ends a worker that has grown by 300 MB, and with it codebooks that take longer than a cell."""
+    assert leak_limit() == 3e8, "joblib has renamed its limit, or changed it"
+    engine = Engine(jobs=2)
+    with engine.connected():
+        limits = joblib.Parallel(n_jobs=2)(joblib.delayed(leak_limit)() for _ in range(4))
+    assert limits == [math.inf] * 4
+
+
 def test_a_worker_that_dies_loses_nothing(
     suite: Suite,
     models: dict[str, Any],

@@ -23,7 +23,8 @@ def cell(model: str, attack: str, epsilon: float | None = 0.1) -> Cell:
 
 
 @pytest.mark.parametrize(
-    ("key", "queries"), [("fgsm", 1), ("noise-linf", 10), ("pgd-linf", 20), ("ddn", 40), ("cw-l2", 60)]
+    ("key", "queries"),
+    [("fgsm", 1), ("noise-linf", 10), ("pgd-linf", 20), ("search-l2", 100), ("ddn", 40), ("cw-l2", 60)],
 )
 def test_queries_are_read_off_the_parameters(key: str, queries: int) -> None:
     assert queries_of(DIGITS.attack(key)) == queries

@@ -48,6 +48,9 @@ def test_every_attack_of_digits_runs_and_repeats(
     assert torch.equal(first.images, second.images)
     assert first.images.shape == x.shape
     assert valid_images(first.images).all()
+    if fast_attacks[key].toolkit == "genrobust":  # our own attacks claim nothing
+        assert first.claimed is None
+        return
     wrong = cnn(first.images.clamp(0, 1)).argmax(1) != y
     assert torch.equal(first.claimed, wrong)  # a CNN decides the same way twice
 
@@ -147,6 +150,21 @@ def test_an_attack_that_leaves_the_images_goes_on(
         ({"toolkit": "robustbench", "name": "square", "parameters": {"queries": 3}}, "'n_queries'"),
         ({"targeted": True}, "cannot be told a class"),
         ({"start_from_images": True}, "takes no starting points"),
+        (
+            {"parameters": {"random_start": "no"}},
+            "`random_start` of 'fgsm' to be true or false, but got 'no'",
+        ),
+        (
+            {"name": "LinfProjectedGradientDescentAttack", "parameters": {"steps": -5}},
+            "`steps` of 'fgsm' to be at least 0, but got -5",
+        ),
+        ({"name": "L2FastGradientAttack"}, "to be 'l2', the norm of L2FastGradientAttack, but got 'linf'"),
+        ({"toolkit": "torchattacks", "name": "PGDL2"}, "to be 'l2', the norm of PGDL2, but got 'linf'"),
+        (
+            {"toolkit": "advertorch", "name": "L2PGDAttack"},
+            "to be 'l2', the norm of L2PGDAttack, but got 'linf'",
+        ),
+        ({"toolkit": "genrobust", "name": "L2PGD"}, "to be 'l2', the norm of L2PGD, but got 'linf'"),
     ],
 )
 def test_what_the_toolkit_does_not_know_is_refused(change: dict[str, Any], message: str) -> None:
@@ -179,6 +197,14 @@ name = "{alias}"
         encoding="utf-8",
     )
     assert load_suite(path).attack("mine").name == alias
+
+
+def test_a_whole_number_of_steps_may_be_written_with_a_point(cnn: CNN, digits: ImageDataset) -> None:
+    made = [
+        run(replace(FGSM, name="LinfPGD", parameters={"steps": steps}), cnn, digits)[2].images
+        for steps in (3, 3.0)
+    ]
+    assert torch.equal(made[0], made[1])
 
 
 def test_a_suite_keeps_the_catalogues_parameters(
