@@ -76,6 +76,21 @@ def test_every_command_exists(readme: Path) -> None:
         assert name in known, name
 
 
+def test_every_kind_of_file_that_is_read_has_a_line_on_what_it_can_do() -> None:
+    text = (ROOT / "src" / "genrobust" / "zoo" / "README.md").read_text(encoding="utf-8")
+    title, *lines = text.splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| ") and "---" not in line]
+    told = " ".join(row[0] for row in rows)
+    assert title == "# What is safe to open"
+    for kind in (
+        *("weights", "Hub", "card", "detectors", "codebook", "checkpoint", "npz", "toml", "run folder"),
+        *("SQL", "plug-in", "cluster"),
+    ):
+        assert kind in told
+    runs_code = {row[0].split(",")[0].strip() for row in rows if "yes" in row[1]}
+    assert runs_code == {"plug-in", "address of a cluster"}
+
+
 @pytest.mark.parametrize("toolkit", sorted({*TOOLKITS, "robustbench"} - {"pyautoattack", "pytorch_ood"}))
 def test_every_toolkit_has_an_example_of_six_lines(toolkit: str) -> None:
     call = "run_autoattack(" if toolkit == "robustbench" else f"wrap_for_{toolkit}("

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..._files import write_json
+from ..._files import check_png, write_json
 from .measure import measure_against_reference, measure_peak, measure_scaling
 
 FULL = {"batches": (1, 10, 50, 200), "classes": (10, 43, 100), "candidates": (1000, 4000, 16000, 64000)}
@@ -33,6 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="batches whose median is taken")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     options = parser.parse_args(arguments)
+    try:
+        check_png(options.png, "--png")
+    except ValueError as error:
+        parser.error(str(error))
     budget = {"candidates": 800, "steps": 5} if options.quick else {"candidates": 8000, "steps": 50}
     results = {
         "budget": budget,

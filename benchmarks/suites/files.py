@@ -19,7 +19,7 @@ from ...adapters.contract import resolve
 from ...registry import Registry
 from ...zoo.registered import MODELS
 from ...zoo.weight_files import config_from_dict
-from .model import Attack, Expected, Scale, Suite, SuiteModel, ThreatModel
+from .model import LONGEST_KEY, Attack, Expected, Scale, Suite, SuiteModel, ThreatModel
 from .shared import ATTACKS_FILE, expanded_attacks, merged
 
 __all__ = ["SUITES", "load_suite", "read_suite", "register_suite", "scales", "shipped_suites"]
@@ -142,8 +142,8 @@ def read_suite(path: Path, *, scale: Scale = "small") -> Suite:
 
 
 def _name_of(path: Path) -> str:
-    """Returns a file's name without what no name of a suite may have, such as blanks."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem).lstrip("._+-")
+    """Returns a file's name without what no name of a suite may have, such as blanks; or else `suite`."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem).lstrip("._+-")[:LONGEST_KEY] or "suite"
 
 
 def _parsed(path: Path) -> dict[str, Any]:

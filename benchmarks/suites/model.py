@@ -19,6 +19,7 @@ __all__ = [
     "CLEAN",
     "ENCODER",
     "LENGTHS",
+    "LONGEST_KEY",
     "PARTS",
     "TIGHTENED",
     "Attack",
@@ -59,7 +60,8 @@ CLEAN = "clean"  # the pseudo-attack whose cells hold the decisions on unperturb
 _BUDGETS = (DiffusionBudget, InferenceBudget, SamplingBudget)
 BUDGET_FIELDS = sorted({part.name for kind in _BUDGETS for part in fields(kind)})
 
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+LONGEST_KEY = 100  # letters of what becomes a file's name
+_KEY = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{LONGEST_KEY - 1}}}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,14 +61,16 @@ def eabs_model() -> EABS:
 FAST: dict[str, dict[str, int | float]] = {
     "noise-linf": {"repeats": 2},
     "pgd-linf": {"steps": 5, "rel_stepsize": 0.3},
-    "pgd-linf-envelope": {"steps": 5, "rel_stepsize": 0.3},
+    "pgd-linf-joint": {"steps": 5, "rel_stepsize": 0.3},
     "noise-l2": {"repeats": 2},
     "pgd-l2": {"steps": 5, "rel_stepsize": 0.3},
-    "pgd-l2-envelope": {"steps": 5, "rel_stepsize": 0.3},
+    "pgd-l2-joint": {"steps": 5, "rel_stepsize": 0.3},
     "deepfool-l2": {"steps": 5, "candidates": 3},
     "ddn": {"steps": 10},
     "cw-l2": {"binary_search_steps": 2, "steps": 10, "stepsize": 0.1, "initial_const": 10.0},
     "boundary": {"steps": 20},
+    "search-linf": {"queries": 10},
+    "search-l2": {"queries": 10},
 }
 
 

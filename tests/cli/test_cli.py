@@ -1,13 +1,18 @@
 """The commands as a user types them."""
 
+import errno
 import json
+import os
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from genrobust import list_models
+from genrobust import __version__, list_models
 from genrobust.cli.main import app, main
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*")
@@ -63,7 +68,7 @@ def test_certify_says_what_is_certified_and_draws_the_curve(tmp_path: Path) -> N
     found = json.loads(result.stdout)["certificates"]
     assert list(found) == ["sigma 0.2", "sigma 0.4"]
     assert found["sigma 0.2"]["accuracy"] == [sum(r > 0 for r in found["sigma 0.2"]["radii"]) / 4]
-    result = CliRunner().invoke(app, ["certify", "abs", "--images", "1"])
+    result = CliRunner().invoke(app, ["certify", "vade", "--images", "1"])
     assert result.stdout.startswith("the radii hold if the inference found is exact")
 
 
@@ -82,6 +87,10 @@ def test_certify_says_what_is_certified_and_draws_the_curve(tmp_path: Path) -> N
         (["certify", "mlp", "--sigma", "1", "--images", "0"], "`images`"),
         (["bench", "quick", "--models", "vit"], "'vit'"),
         (["bench", "quick", "--samples", "0"], "`samples`"),
+        (["bench", "quick", "--seed", "-1"], "`seed` to be at least 0"),
+        (["train", "cnn", "--seed", "-1"], "`seed` to be at least 0"),
+        (["show", "vade", "--out", "a.pdf"], "`--out` to end in .png, but got a.pdf"),
+        (["certify", "mlp", "--sigma", "1", "--figure", "a.pdf"], "`--figure` to end in .png, but got a.pdf"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -102,6 +111,99 @@ def test_mistakes_end_in_one_line(
     error = " ".join(capsys.readouterr().err.split())
     assert error.startswith("Error: Expected")
     assert message in error
+
+
+@pytest.fixture
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts a file of the user where a folder is wanted, into the working directory."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    return tmp_path / "taken"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["bench", "quick", "--models", "cnn", "--samples", "1", "--out", "taken"], "taken/manifest.json"),
+        (["bench", "quick", "--models", "cnn", "--samples", "1", "--out", "taken/run"], "taken/run"),
+        (["train", "cnn", "--epochs", "1", "--out", "taken"], "taken/training.json"),
+        (["results", "taken"], "taken/manifest.json"),
+        (["report", "taken"], "taken/manifest.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_file_in_the_way_is_told_in_one_line(
+    arguments: list[str],
+    named: str,
+    genrobust: Callable[..., Any],
+    taken: Path,
+) -> None:
+    ran = genrobust(*arguments)
+    assert ran.status == 2
+    assert ran.errors == f"Error: Expected to read or write {named}, but a file is in the way\n"
+    assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["audit", "cnn", "--images", "2", "--check", "answers", "--html", "taken/a.html"], "believable up"),
+        (
+            ["certify", "mlp", "--images", "2", "--sigma", "1", "--n", "20", "--figure", "taken/a.png"],
+            "the smoothed classifier",
+        ),
+    ],
+    ids=["audit", "certify"],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["table", "json"])
+@pytest.mark.usefixtures("taken")
+def test_a_page_that_cannot_be_written_costs_no_answer(
+    arguments: list[str],
+    answer: str,
+    more: list[str],
+    genrobust: Callable[..., Any],
+) -> None:
+    ran = genrobust(*arguments, *more)
+    assert ran.status == 2
+    assert ran.errors.splitlines()[-1] == "Error: Expected to read or write taken, but a file is in the way"
+    if more:
+        assert json.loads(ran.output)
+    else:
+        assert ran.output.startswith(answer)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EACCES, "permission is denied"),
+        (errno.EROFS, "its disk is read-only"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.ENAMETOOLONG, "File name too long"),
+    ],
+)
+def test_what_the_system_does_not_do_is_told_in_one_line(
+    number: int, reason: str, genrobust: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+
+    def failing(path: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("genrobust.benchmarks.run.results.load_results", failing)
+    ran = genrobust("report", "runs/mine")
+    assert ran.status == 2
+    assert ran.errors == f"Error: Expected to read or write runs/mine, but {reason}\n"
+
+
+def test_the_package_is_a_command_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["genrobust", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("genrobust", run_name="__main__")
+    assert not stop.value.code
+    assert capsys.readouterr().out == f"genrobust {__version__}\n"
 
 
 def test_a_package_that_is_missing_is_named_with_the_extra(

@@ -76,7 +76,7 @@ def test_every_toolkit_takes_it(toolkit: str, images: tuple[Tensor, Tensor]) -> 
 
 def test_evaluate_and_audit(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     suites: Any = pytest.importorskip("genrobust.benchmarks.suites.files")
-    suite = suites.load_suite("quick")
+    suite = suites.load_suite("digits")
     attacks = tuple(attack for attack in suite.attacks if attack.key == "noise-linf")
     small = replace(
         suite, attacks=attacks, threat_models=suite.threat_models[:1], samples=4, baseline=None, models=()

@@ -13,7 +13,7 @@ from ..benchmarks.run.references import ModelReference, missing_weights, referen
 from ..benchmarks.run.results import Results
 from ..benchmarks.run.runner import run_suite
 from ..benchmarks.suites.files import load_suite
-from ..benchmarks.suites.model import BARE, ENCODER, Scale, Suite
+from ..benchmarks.suites.model import PARTS, Scale, Suite
 from ..data import Split, load_dataset
 
 __all__ = ["BenchOptions", "run_bench"]
@@ -95,7 +95,7 @@ def _with_weights(suite: Suite, options: BenchOptions) -> tuple[Suite, dict[str,
             "name another --folder, or run with those that are there by --skip-missing"
         )
     there = {name: source for name, source in references.items() if name not in missing}
-    needed = {attack.against for attack in suite.attacks} - {None, BARE, ENCODER}
+    needed = {attack.against for attack in suite.attacks} - {None, *PARTS}
     if names and (sources := needed - set(there)) and not options.skip_missing:
         raise ValueError(
             f"Expected {', '.join(sorted(map(str, sources)))} among --models, whose examples are "

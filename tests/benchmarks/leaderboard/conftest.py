@@ -27,12 +27,12 @@ Submit = Callable[..., Path]
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Deep Bayes, which draws noise, and a CNN, which RobustBench takes, under noise."""
-    quick = load_suite("quick")
+    digits = load_suite("digits")
     models = (SuiteModel(name="deep-bayes", title="Deep Bayes"), SuiteModel(name="cnn", title="CNN"))
     suite = replace(
-        quick,
+        digits,
         models=models,
-        attacks=(replace(quick.attack("noise-linf"), parameters={"repeats": 2}),),
+        attacks=(replace(digits.attack("noise-linf"), parameters={"repeats": 2}),),
         threat_models=(ThreatModel(norm="linf", epsilon=EPSILON),),
         batch_size=6,
     )

@@ -6,16 +6,19 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from runs import SMALL, make_run
 from typer.testing import CliRunner
 
 from genrobust.benchmarks.report import describe, render, write_report
 from genrobust.benchmarks.report.figure import draw_figure, save_figure
+from genrobust.benchmarks.run.cells import Cell
 from genrobust.benchmarks.run.results import Failure, load_results, record_failure
 from genrobust.benchmarks.suites.files import load_suite, shipped_suites
-from genrobust.benchmarks.suites.model import Expected, SuiteModel
+from genrobust.benchmarks.suites.model import CLEAN, Expected, SuiteModel
 from genrobust.cli.main import app
 
 HOSTILE = r"<script>alert(1)</script> & 50% of $x_1^2$ \input{passwd} | `a` *b* [c](d) ~#{}"
@@ -79,6 +82,18 @@ def test_a_failed_cell_is_named_with_its_error(tmp_path: Path) -> None:
     assert "Errors: cnn/ddn/0001: ValueError: &lt;no&gt; steps." in written
     assert json.loads(text(folder, "json"))["failures"] == [{"cell": cell, "error": "ValueError: <no> steps"}]
     assert "ValueError: &lt;no&gt; steps" in text(folder, "html")
+
+
+def test_the_page_says_where_attacks_changed_no_image(tmp_path: Path) -> None:
+    def idle(cell: Cell, columns: dict[str, Any]) -> None:
+        if cell.attack != CLEAN:
+            columns |= {name: np.zeros(len(columns["sample"])) for name in ("distance_linf", "distance_l2")}
+            columns["success"] = np.zeros(len(columns["sample"]), bool)
+
+    document = describe(load_results(make_run(tmp_path, SUITE, samples=8, change=idle)))
+    (flag,) = [flag for flag in document.flags if "clean image" in flag.title]
+    assert flag.raised
+    assert flag.title in render([document], "html")
 
 
 def test_how_to_do_it_again(run: Path) -> None:

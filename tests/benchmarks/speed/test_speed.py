@@ -12,6 +12,7 @@ import torch
 
 from genrobust.adapters import available
 from genrobust.benchmarks.speed import agreement
+from genrobust.benchmarks.speed.__main__ import main
 from genrobust.benchmarks.speed.overhead import measure_overhead
 from genrobust.benchmarks.speed.partial import run_in_batches
 from genrobust.benchmarks.speed.reference import PlainInference
@@ -39,6 +40,15 @@ def test_command_writes_every_figure(tmp_path: Path) -> None:
     assert [row["candidates"] for row in on_cpu["candidates"]] == [500, 1000]
     assert len(results["peak"]) == 2
     assert picture.stat().st_size > 10_000
+
+
+def test_a_figure_that_is_no_png_is_named_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--png", "a.pdf"])
+    assert stop.value.code == 2
+    assert "`--png` to end in .png, but got a.pdf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["abs", "eabs"])

@@ -179,6 +179,29 @@ def test_a_scale_can_do_without_an_attack(tmp_path: Path) -> None:
         ("samples = 100", "sampels = 100", r"\[scale.paper\]|did you mean 'samples'"),
         ('norm = "linf"\nepsilon', 'norm = "linff"\nepsilon', r"\[\[threat_models\]\] 'linff'"),
         ("[[models]]", "[[models]", "TOML"),
+        (
+            "epsilon = 0.1",
+            "epsilon = nan",
+            r"\[\[threat_models\]\] 'linf': .*`epsilon` to be finite, but got nan",
+        ),
+        ("epsilon = 0.1", 'epsilon = "8/255"', r"\[\[threat_models\]\] 'linf': .*number, but got '8/255'"),
+        ("epsilon = 0.1", "epsilon = true", r"\[\[threat_models\]\] 'linf': .*number, but got True"),
+        ("epsilon = 0.1", f"epsilon = 1{'0' * 400}", r"\[\[threat_models\]\] 'linf': .*finite, but got 1000"),
+        ("samples = 10\n", "samples = 2.5\n", r"^mine\.toml: .*`samples` to be an integer, but got 2\.5"),
+        ('title = "CNN"', "title = 5", r"\[\[models\]\] 'cnn': .*`title` to be a string, but got 5"),
+        (
+            "values = { cnn = 0.5 }",
+            "values = [1]",
+            r"\[\[expected\]\] 'pgd': .*`values` to be a table, but got",
+        ),
+        ("values = { cnn = 0.5 }", "", r"\[\[expected\]\] 'pgd': .*`values` to be a table, but got None"),
+        ('reduced = ["10 images."]', 'reduced = "abc"', r"`reduced` to be a sequence, but got 'abc'"),
+        ('title = "Mine"', "deep = " + "[" * 10_000, r"mine\.toml to be TOML, but maximum recursion depth"),
+        (
+            'dataset = "digits"\n\n[[models]]\nname = "cnn"\ntitle = "CNN"\n',
+            'dataset = "digits"\nmodels = "cnn"\n',
+            r"^mine\.toml: Expected `models` to be a sequence, but got 'cnn'",
+        ),
     ],
     ids=lambda text: str(text)[:24],
 )
@@ -187,6 +210,26 @@ def test_a_mistake_is_named_with_its_place(old: str, new: str, message: str, tmp
     path = write(tmp_path, MINE.replace(old, new))
     with pytest.raises(ValueError, match=message):
         read_suite(path, scale="paper" if "sampels" in new else "small")
+
+
+def test_what_editors_make_of_a_suite_is_the_same_suite(tmp_path: Path) -> None:
+    expected = read_suite(write(tmp_path, MINE))
+    for text in ("\N{BYTE ORDER MARK}" + MINE, MINE.replace("samples = 10\n", "samples = 10.0\n")):
+        assert read_suite(write(tmp_path, text)) == expected
+    write(tmp_path, MINE).write_bytes(MINE.replace("\n", "\r\n").encode())
+    assert read_suite(tmp_path / "mine.toml") == expected
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("my suite", "my-suite"), (".hidden (2)", "hidden-2-"), ("εδ", "suite"), ("a" * 150, "a" * 100)],
+    ids=["a blank", "brackets", "no letter", "long"],
+)
+def test_a_suite_is_named_after_its_file_whatever_that_is_called(
+    stem: str, name: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, MINE).rename(tmp_path / f"{stem}.toml")
+    assert read_suite(path).name == name
 
 
 def test_unknown_suites_and_scales_are_named(tmp_path: Path) -> None:

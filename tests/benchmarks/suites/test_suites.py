@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -48,9 +49,9 @@ def test_quick_is_short_and_still_honest() -> None:
         attacks = [attack for attack in quick.attacks if attack.norm == norm]
         known = {resolve(attack.toolkit, attack.name)[1].knowledge for attack in attacks}
         assert "white" in known
-        assert known & {"black", "decision"}
-        assert {attack.gradient for attack in attacks if attack.for_models == ("eabs",)} == {"joint"}
+        assert "score" in known
     full = load_suite("digits")
+    assert {attack.gradient for attack in full.attacks if attack.for_models == ("eabs",)} == {"joint"}
     assert {attack.key for attack in quick.attacks} < {attack.key for attack in full.attacks}
     assert {t.norm: t.epsilon for t in quick.threat_models} == {t.norm: t.epsilon for t in full.threat_models}
 
@@ -97,6 +98,18 @@ def test_a_model_that_the_suite_does_not_know_gets_an_entry() -> None:
         ({"eot": 0}, "`eot`"),
         ({"kind": "minimal norm"}, "`every_epsilon`"),
         ({"start_from_images": True, "eot": 2}, "starting points"),
+        ({"key": "k" * 300}, "`key` of letters"),
+        ({"title": 5}, "`title` to be a string, but got 5"),
+        ({"restarts": True}, "`restarts` to be an integer, but got True"),
+        ({"eot": 1.5}, "`eot` to be an integer, but got 1.5"),
+        ({"every_epsilon": "no"}, "`every_epsilon` to be true or false, but got 'no'"),
+        ({"targeted": "no"}, "`targeted` to be true or false, but got 'no'"),
+        ({"for_models": "cnn"}, "`for_models` to be a sequence, but got 'cnn'"),
+        (
+            {"parameters": {"rel_stepsize": math.nan}},
+            r"`parameters`\['rel_stepsize'\] to be finite, but got nan",
+        ),
+        ({"parameters": {"steps": [1]}}, r"`parameters`\['steps'\] to be bool or int"),
     ],
     ids=str,
 )
@@ -116,17 +129,42 @@ def test_an_attack_refuses(change: dict[str, Any], message: str) -> None:
         ({"overshoots": ()}, "`overshoots`"),
         ({"overshoots": (0.5, 1.0)}, "`overshoots`"),
         ({"overshoots": (1.5, 1.0)}, "`overshoots`"),
+        ({"overshoots": (math.nan,)}, r"`overshoots`\[0\] to be finite, but got nan"),
+        ({"samples": True}, "`samples` to be an integer, but got True"),
+        ({"samples": 2.5}, "`samples` to be an integer, but got 2.5"),
+        ({"reduced": "abc"}, "`reduced` to be a sequence, but got 'abc'"),
+        ({"title": 5}, "`title` to be a string, but got 5"),
+        ({"models": "cnn"}, "`models` to be a sequence, but got 'cnn'"),
+        ({"reclassify": "no"}, "`reclassify` to be true or false, but got 'no'"),
     ],
-    ids=["attacks", "models", "threat models", "samples", "batch", "no factor", "below 1", "not sorted"],
+    ids=[
+        *("attacks", "models", "threat models", "samples", "batch", "no factor", "below 1", "not sorted"),
+        *("no number", "true samples", "half a sample", "letters", "no title", "a word", "no truth value"),
+    ],
 )
 def test_a_suite_refuses(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(DIGITS, **change)
 
 
-@pytest.mark.parametrize("epsilons", [{"epsilon": 0.0}, {"epsilon": 1.0, "curve_epsilons": (-1.0, 1.0)}])
-def test_a_threat_model_refuses(epsilons: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="above 0"):
+@pytest.mark.parametrize(
+    ("epsilons", "message"),
+    [
+        ({"epsilon": 0.0}, "`epsilon` to be above 0, but got 0"),
+        ({"epsilon": math.nan}, "`epsilon` to be finite, but got nan"),
+        ({"epsilon": math.inf}, "`epsilon` to be finite, but got inf"),
+        ({"epsilon": 10**400}, "`epsilon` to be finite, but got 1000"),
+        ({"epsilon": True}, "`epsilon` to be a number, but got True"),
+        ({"epsilon": "8/255"}, "`epsilon` to be a number, but got '8/255'"),
+        ({"epsilon": [0.1]}, r"`epsilon` to be a number, but got \[0.1\]"),
+        ({"epsilon": 1.0, "curve_epsilons": (-1.0, 1.0)}, r"`curve_epsilons`\[0\] to be above 0"),
+        ({"epsilon": 1.0, "curve_epsilons": (math.nan,)}, r"`curve_epsilons`\[0\] to be finite, but got nan"),
+        ({"epsilon": 1.0, "curve_epsilons": 0.5}, "`curve_epsilons` to be a sequence, but got 0.5"),
+    ],
+    ids=range(10),
+)
+def test_a_threat_model_refuses(epsilons: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ThreatModel(norm="l2", **epsilons)
 
 
@@ -162,6 +200,9 @@ def test_numbers_of_the_paper_survive_a_round_trip_too() -> None:
             "one attack for the quantity 'reached', but",
         ),
         ({"value": -1.0, "quantity": "mean_distance"}, "`value` to be at least 0, but got -1.0"),
+        ({"value": math.nan}, "`value` to be finite, but got nan"),
+        ({"value": True}, "`value` to be a number, but got True"),
+        ({"epsilon": math.nan}, "`epsilon` to be finite, but got nan"),
     ],
     ids=str,
 )
@@ -178,8 +219,13 @@ def test_a_number_of_the_paper_refuses(change: dict[str, Any], message: str) -> 
         ({"attacks": (replace(FGSM, against="cn"),)}, "against of fgsm.*did you mean 'cnn'"),
         ({"attacks": (replace(FGSM, for_models=("asb",)),)}, "for_models of fgsm.*did you mean 'abs'"),
         ({"scale": "large"}, "`scale`"),
+        ({"baseline": "cn"}, "`baseline` to be one of .*did you mean 'cnn'"),
+        (
+            {"expected": (NUMBER, replace(NUMBER, value=0.6))},
+            "number of `expected` once, but got 'accuracy of",
+        ),
     ],
-    ids=["model", "attack", "against", "for_models", "scale"],
+    ids=["model", "attack", "against", "for_models", "scale", "baseline", "twice"],
 )
 def test_a_suite_refuses_names_that_it_does_not_have(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
