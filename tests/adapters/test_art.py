@@ -211,6 +211,8 @@ def test_8_bit_images_are_refused_and_nan_is_answered_nan(make_victim: Make) -> 
     x, y = chosen(model)
     with pytest.raises(ValueError, match=r"`x` in \[0, 1\], but got a maximum of .*: divide by 255"):
         estimator.predict((255 * x).round())
+    with pytest.raises(ValueError, match="normalisation belongs into the model"):
+        wrap_for_art(model).predict(5 * x - 2)
     for bad in (np.nan, np.inf):
         x[1, 0, 0, 0] = bad
         with pytest.warns(UserWarning, match="points outside of"):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -78,11 +79,18 @@ def test_another_package_adds_a_toolkit(third_party: Callable[[str], None]) -> N
         ("genrobust.adapters.contract:GROUP", "TypeError: Expected an Adapter, but got str"),
         ("no_such_package.adapter:ADAPTER", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("sys:exit", "TypeError: Expected an Adapter"),
+        ("ending_adapter:ADAPTER", "SystemExit: 7"),
     ],
 )
 def test_a_broken_entry_point_is_named_and_skipped(
-    third_party: Callable[[str], None], value: str, reason: str
+    third_party: Callable[[str], None],
+    value: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "ending_adapter.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     third_party(value)
     with pytest.warns(RuntimeWarning, match=f"The adapter 'cleverhans' .* is skipped: {reason}"):
         assert tuple(registered()) == TOOLKITS
