@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -366,17 +367,26 @@ def test_impossible_variants(make_model: Make) -> None:
 
 
 @pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
-def test_a_compiled_model_answers_alike_and_a_traced_one_without_checks(
-    make_model: Make, images: Make
-) -> None:
+@pytest.mark.skipif(
+    sys.version_info[:3] == (3, 13, 0), reason="torch.compile stops at a fault of Python 3.13.0"
+)
+def test_a_compiled_model_answers_alike_and_checks_its_images(make_model: Make, images: Make) -> None:
     model = make_model("cnn")
     x = images(model, 3)
-    for twin in (torch.compile(model, backend="eager"), torch.jit.trace(model, x)):
-        torch.testing.assert_close(twin(x), model(x))
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(x), model(x))
     with pytest.raises(ValueError, match="divide by 255"):
-        torch.compile(model, backend="eager")(255 * x)
-    assert torch.jit.trace(model, x)(255 * x).shape == (3, 4)
+        compiled(255 * x)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_a_traced_model_answers_alike_and_checks_no_images(make_model: Make, images: Make) -> None:
+    model = make_model("cnn")
+    x = images(model, 3)
+    traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), model(x))
+    assert traced(255 * x).shape == (3, 4)
 
 
 # The codebook follows the weights.

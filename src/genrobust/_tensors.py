@@ -135,7 +135,7 @@ def write_torch(path: str | os.PathLike[str], content: Any) -> None:
     made = io.BytesIO()  # of a full disk torch says that a position is unexpected
     torch.save(content, made)
     with write_atomically(path) as part:
-        part.write_bytes(made.getbuffer())
+        part.write_bytes(made.getvalue())  # not a view, which the error's traceback would keep alive
 
 
 @contextmanager
