@@ -14,7 +14,7 @@ from ..statistics import Curve, Row, Summary
 from ..suites.model import Norm, ThreatModel
 from .words import NORM_TITLES, NOTHING, percent
 
-__all__ = ["Panel", "mark", "panels", "style"]
+__all__ = ["Panel", "mark", "panels", "right_end", "style"]
 
 WIDTH, HEIGHT = 480, 330
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 46
@@ -85,6 +85,13 @@ def _turned(index: int) -> int:
     return (index + index // STYLES) % STYLES
 
 
+def right_end(threat: ThreatModel, curves: Sequence[Curve]) -> float:
+    """Returns the epsilon at which a panel ends."""
+    if threat.curve_epsilons:
+        return max(threat.epsilons)
+    return threat.epsilon * (2 if any(curve.exact for curve in curves) else 1.2)
+
+
 def panels(results: Results, summary: Summary) -> list[Panel]:
     """Draws accuracy against epsilon, a panel per norm.
 
@@ -101,7 +108,7 @@ def panels(results: Results, summary: Summary) -> list[Panel]:
 
 
 def _panel(results: Results, threat: ThreatModel, row: Row, curves: Sequence[Curve]) -> Panel:
-    scale = _Scale(right=max(threat.epsilons) if threat.curve_epsilons else 2 * threat.epsilon)
+    scale = _Scale(right=right_end(threat, curves))
     numbers = {model: index for index, model in enumerate(results.models)}
     parts = [*_axes(scale, threat)]
     parts += [_band(scale, curve, numbers[curve.model]) for curve in curves]

@@ -15,6 +15,7 @@ from ..._files import write_atomically
 from ..run.results import Results
 from ..statistics import Curve, Row, Summary, summarise
 from ..suites.model import Norm, ThreatModel
+from .curves import right_end
 
 __all__ = ["draw_figure", "save_figure"]
 
@@ -75,9 +76,9 @@ def save_figure(results: Results, path: Path, summary: Summary | None = None) ->
 
 
 def _draw_panel(panel: Axes, results: Results, summary: Summary, threat: ThreatModel) -> None:
-    right = max(threat.epsilons) if threat.curve_epsilons else 2 * threat.epsilon
     panel.axvline(threat.epsilon, color="0.75", linewidth=0.8, zorder=0)
     curves = [curve for curve in summary.curves if curve.norm == threat.norm]
+    right = right_end(threat, curves)
     for curve in curves:
         _draw_curve(panel, curve, STYLES[results.models.index(curve.model) % len(STYLES)])
     for row in [row for row in summary.rows if row.norm == threat.norm][-1:]:  # the union, or the only attack

@@ -153,8 +153,10 @@ def _unions(attacks: Sequence[Attack], attacked: Attacked) -> dict[str, Distance
 
 
 def _curves(results: Results, norm: Norm, attacks: Sequence[Attack], attacked: Attacked) -> Iterator[Curve]:
-    everywhere = [attack for attack in attacks if attack.every_epsilon or attack.kind == "minimal norm"]
     epsilons = results.suite.threat_model(norm).epsilons
+    everywhere = [attack for attack in attacks if attack.every_epsilon or attack.kind == "minimal norm"]
+    if len(epsilons) == 1 and not any(attack.kind == "minimal norm" for attack in attacks):
+        everywhere = list(attacks)  # all have run at the only epsilon
     for model, distances in _unions(everywhere, attacked).items():
         mine = [attack for attack in everywhere if (model, attack.key) in attacked]
         lost = distances.lost[distances.known]

@@ -209,6 +209,21 @@ def test_attacks_at_one_epsilon_are_compared_by_what_they_win_there(tmp_path: Pa
     assert values == pytest.approx({"ddn": 1, "deepfool-l2": 1 / 3})
 
 
+def test_where_there_is_one_epsilon_a_curve_goes_from_the_clean_accuracy_to_the_union(tmp_path: Path) -> None:
+    attacks = tuple(replace(attack, kind="fixed epsilon", every_epsilon=False) for attack in ONE.attacks)
+    suite = replace(ONE, threat_models=(replace(ONE.threat_model("l2"), curve_epsilons=()),), attacks=attacks)
+    found = {
+        "ddn": {"success": [True, False, False, False], "distance_l2": [1.0] * 4},
+        "deepfool-l2": {"success": [False, True, False, False], "distance_l2": [1.0] * 4},
+    }
+    run = make_run(tmp_path, suite, models=["cnn"], samples=4, change=written(found))
+    (curve,) = summarise(load_results(run)).curves
+    assert curve.epsilons.tolist() == [0.0, 1.5]
+    assert curve.accuracy.tolist() == [1.0, 0.5]
+    assert len(curve.attacks) == 2
+    assert not curve.exact
+
+
 def test_transferred_examples_claim_nothing(tmp_path: Path) -> None:
     against_cnn = tuple(replace(attack, against="cnn") for attack in ONE.attacks)
     claims = written({attack.key: {"claimed": [True] * 4, "success": [False] * 4} for attack in against_cnn})
