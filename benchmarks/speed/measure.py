@@ -16,7 +16,7 @@ from ...models.abs import ABS, ABSConfig
 from ...zoo import load_model
 from .reference import PlainInference
 
-__all__ = ["measure_against_reference", "measure_codebook", "measure_peak", "measure_scaling"]
+__all__ = ["measure_against_reference", "measure_peak", "measure_scaling"]
 
 WEIGHTS = "mnist"
 PERTURBATION = 0.1
@@ -91,14 +91,6 @@ def measure_peak(name: str, budget: dict[str, Any], *, fast: bool, threads: int)
     with torch.no_grad() if fast else torch.enable_grad():
         _ = model.class_scores(x) if fast else PlainInference(model).losses(x)
     return {"model": name, "fast": fast, "peak_mib": _peak_mib(), "imports_mib": before}
-
-
-def measure_codebook(name: str, budget: dict[str, Any], *, threads: int) -> dict[str, Any]:
-    """Times the construction of the codebook and of the curvature."""
-    model = _prepared(name, budget, device="cpu", threads=threads)
-    x = _images(model, 1, seed=0)
-    seconds = _seconds(lambda: model.search(x), "cpu")
-    return {"model": name, "codebook_seconds": seconds}
 
 
 def _prepared(name: str, budget: dict[str, Any], *, device: str, threads: int) -> LatentClassifier:
