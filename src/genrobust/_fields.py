@@ -115,11 +115,7 @@ def checked(value: Any, hint: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         return _alternative(value, arguments, name)
     if origin is Literal:
-        if not any(type(value) is type(choice) and value == choice for choice in arguments):
-            raise _unlike(
-                name, f"one of {', '.join(map(repr, arguments))}", value, _nearest(value, arguments)
-            )
-        return value
+        return _choice(value, arguments, name)
     if origin is tuple:
         return _tuple(value, arguments, name)
     if origin is not None and issubclass(origin, Mapping):
