@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .._modules import changed_budget
+from .._budgeted import Budgeted
 from .._precision import without_autocast
 from ..capabilities import Encodes, Randomized, Reconstructs, Samples, Searches, Tempered, Tightens, Trainable
 from ..contract import GenerativeClassifier
@@ -55,7 +55,16 @@ GENERATED = 320  # images that the encoder's typical variance is measured on, at
 
 
 class LatentClassifier(
-    Randomized, Encodes, Reconstructs, Samples, Searches, Tempered, Tightens, Trainable, GenerativeClassifier
+    Randomized,
+    Encodes,
+    Reconstructs,
+    Samples,
+    Searches,
+    Tempered,
+    Tightens,
+    Trainable,
+    Budgeted,
+    GenerativeClassifier,
 ):
     """Abstract: encoders, decoders, a likelihood and a prior term, which a subclass chooses and trains.
 
@@ -392,22 +401,9 @@ class LatentClassifier(
         """Returns a variant with another source of noise, and without a warm start."""
         return self._variant(noise=noise, budget=replace(self.budget, warm_start=False))
 
-    @property
-    def inference(self) -> Mapping[str, Any]:
-        """The fields of the budget, an `InferenceBudget`."""
-        return asdict(self.budget)
-
     def with_inference(self, **budget: Any) -> Self:
-        """Returns a variant that shares the weights and has another inference budget.
-
-        Args:
-            **budget: Fields of `InferenceBudget`. `warm_start` is off unless it is one of them.
-
-        Raises:
-            ValueError: If a field is unknown or its value is invalid.
-        """
-        changed = changed_budget(self.budget, {"warm_start": False, **budget})
-        return self._variant(budget=changed)
+        """Returns a variant with another budget; `warm_start` is off unless it is one of the fields given."""
+        return super().with_inference(**{"warm_start": False, **budget})
 
     def tightened(self) -> Self:
         """Returns the variant whose inference ends nearest to the minima, for certificates and transfer.
