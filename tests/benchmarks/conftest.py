@@ -1,5 +1,6 @@
+import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from selenium import webdriver
 
 from genrobust.benchmarks.run.results import Results
 from genrobust.benchmarks.suites.files import load_suite
@@ -16,6 +18,15 @@ from genrobust.models import ABS, CNN, EABS
 from genrobust.randomness import isolated_rng
 
 DIGITS = load_suite("digits")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 with warnings.catch_warnings():  # Foolbox 3.3.4 imports a deprecated SciPy namespace
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -137,3 +148,19 @@ def make_results() -> Callable[..., Results]:
         return Results(folder=Path(), suite=suite, models=models, manifest=manifest, rows=table)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no chromium, or no chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
