@@ -32,7 +32,7 @@ def render_leaderboard(board: Leaderboard) -> str:
     verdicts = board.verdicts
     counted = [verdict for verdict in verdicts if not verdict.reason]
     return fill(
-        "leaderboard/page.html",
+        "benchmarks/leaderboard/page.html",
         title=TITLE,
         facts=(
             ("Rows", f"{len(board.standings):,}"),

@@ -42,7 +42,7 @@ def render_page(documents: Sequence[Document]) -> str:
     if not documents:
         raise ValueError("Expected at least one run, but got none")
     return fill(
-        "report/page.html",
+        "benchmarks/report/page.html",
         title=documents[0].title if len(documents) == 1 else f"{len(documents)} benchmark runs",
         runs=[_run(document) for document in documents],
         size=(WIDTH, HEIGHT),

@@ -12,24 +12,23 @@ from markupsafe import Markup
 
 __all__ = ["fill"]
 
-_BENCHMARKS = __name__.rsplit(".", 2)[0]
-
 
 def fill(template: str, **content: Any) -> str:
     """Returns a page that loads no other file, also not from the network.
 
     Args:
-        template: The path of a template below `benchmarks`, such as `"report/page.html"`.
+        template: The path of a template below the package, such as `"auditing/page.html"`.
         **content: What it shows; every string is escaped, unless it is `Markup`.
     """
-    script = _source("report/page.js")
+    script = _source("benchmarks/report/page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         _environment()
         .get_template(template)
         .render(
             version=version("genrobust"),
-            style=Markup(_source("report/style.css")),  # only our own files are exempt from escaping
+            # Only our own files are exempt from escaping.
+            style=Markup(_source("benchmarks/report/style.css")),
             script=Markup(script),
             script_hash=f"sha256-{digest}",
             **content,
@@ -38,8 +37,9 @@ def fill(template: str, **content: Any) -> str:
 
 
 def _source(name: str) -> str:
-    room, _, file = name.partition("/")
-    return (files(f"{_BENCHMARKS}.{room}") / file).read_text(encoding="utf-8")
+    # The benchmarks lie in another folder than the package when it is installed to be edited.
+    room, _, file = name.rpartition("/")
+    return (files(f"genrobust.{room.replace('/', '.')}") / file).read_text(encoding="utf-8")
 
 
 @cache

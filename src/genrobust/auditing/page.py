@@ -1,13 +1,9 @@
-"""The page of an audit: one HTML file in the style of the benchmarks' report, which loads no other file."""
+"""The page of an audit: one HTML file in the frame of the benchmarks' report, which loads no other file."""
 
-from functools import cache
-from importlib.metadata import version
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
-
+from ..benchmarks.report.table import Strip
+from ..benchmarks.report.templates import fill
 from .findings import Measured
 
 if TYPE_CHECKING:
@@ -18,27 +14,17 @@ __all__ = ["render_audit"]
 
 def render_audit(report: "AuditReport") -> str:
     """Returns the page of an audit as text."""
-    shown = [finding for finding in report.findings if finding.verdict != "does not apply"]
-    apart = [finding for finding in report.findings if finding.verdict == "does not apply"]
-    style = (files("genrobust.benchmarks.report") / "style.css").read_text(encoding="utf-8")
-    return _template().render(
+    return fill(
+        "auditing/page.html",
+        title=f"Audit of {report.model}",
         report=report,
-        shown=shown,
-        apart=apart,
-        version=version("genrobust"),
-        style=Markup(style),  # only our own file is exempt from escaping
-        percentage=lambda share: f"{100 * share:.1f}%",
-        is_share=_is_share,
+        shown=[finding for finding in report.findings if finding.verdict != "does not apply"],
+        apart=[finding for finding in report.findings if finding.verdict == "does not apply"],
+        strip_of=_strip,
     )
 
 
-def _is_share(measure: Measured) -> bool:
-    return bool(measure.total) and measure.low is not None and measure.high is not None
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
-    )
-    return environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
+def _strip(measure: Measured) -> Strip | None:
+    if not measure.total or measure.low is None or measure.high is None:
+        return None
+    return Strip(value=measure.value, low=measure.low, high=measure.high, paper=None)
