@@ -50,20 +50,7 @@ _check_installed()
 def wrap_for_advertorch(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> AttackView:
-    """Wraps a classifier for the argument `predict` of AdverTorch's attacks.
-
-    Args:
-        model: A classifier of this package.
-        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
-            fixed noise. Above 1 every query combines fresh draws, as the model says.
-        output: `"logits"`, `"probabilities"`, or `"decisions"`, which decision-based attacks need: the
-            majority over draws that are the same at every query.
-        seed: Seed of those draws.
-
-    Raises:
-        ImportError: If AdverTorch is not installed.
-        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
-    """
+    """Wraps a classifier as `genrobust.wrap_for_advertorch` says."""
     return attack_view(model, eot=eot, output=output, seed=seed)
 
 

@@ -61,19 +61,7 @@ def import_advlib() -> ModuleType:
 def wrap_for_advlib(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> AttackView:
-    """Wraps a classifier for the argument `model` of adv-lib's attacks and of its `run_attack`.
-
-    Args:
-        model: A classifier of this package.
-        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
-            fixed noise. Above 1 every query combines fresh draws, as the model says.
-        output: `"logits"`, which every attack of adv-lib expects, `"probabilities"` or `"decisions"`.
-        seed: Seed of those draws.
-
-    Raises:
-        ImportError: If adv-lib is not installed.
-        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
-    """
+    """Wraps a classifier as `genrobust.wrap_for_advlib` says."""
     return attack_view(model, eot=eot, output=output, seed=seed)
 
 

@@ -35,7 +35,7 @@ def wrap_for_art(
     channels_first: bool = True,
     seed: int = 0,
 ) -> PyTorchClassifier | BlackBoxClassifierNeuralNetwork:
-    """Wraps a classifier for ART as a stock `PyTorchClassifier` on the model's device.
+    """Wraps a classifier as `genrobust.wrap_for_art` says.
 
     APGD, ACG, AutoAttack and Brendel-Bethge attack a new `PyTorchClassifier` that they build from
     `estimator.model`. The surrogate gradient and the expectation are therefore in that module, and no method
@@ -51,23 +51,8 @@ def wrap_for_art(
     The import of ART creates a directory `~/.art`. Copying or pickling an estimator leaves the weights there.
     ART clears the `.grad` of the model's parameters.
 
-    Args:
-        model: A classifier of this package.
-        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
-            fixed noise. Above 1 every query combines fresh draws, as the model says.
-        clip_values: Bounds for attacks, within [0, 1].
-        output: `"logits"`; `"probabilities"`, which SimBA and VirtualAdversarialMethod ask for and NewtonFool
-            needs without asking; or `"decisions"`, for decision-based attacks: the majority over draws that
-            are the same at every query.
-        black_box: Whether to return a `BlackBoxClassifierNeuralNetwork`, which only predicts. With
-            `output="decisions"` it returns one-hot labels.
-        channels_first: Whether images are (C, H, W); LaserAttack only takes (H, W, C).
-        seed: Seed of the draws.
-
-    Raises:
-        ImportError: If ART is not installed.
-        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness; if
-            `clip_values` is not an interval within [0, 1]; or if ART does not support the model's device.
+    SimBA and VirtualAdversarialMethod ask for probabilities, and NewtonFool needs them without asking. A
+    black box with `output="decisions"` returns one-hot labels.
     """
     model = check_classifier(model)
     low, high = checked(clip_values, tuple[float, float], "`clip_values`")

@@ -110,20 +110,9 @@ class WrongAndAccepted(Criterion):
 def wrap_for_foolbox(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> FoolboxModel:
-    """Wraps a classifier for Foolbox 3, with bounds (0, 1), on the model's device.
+    """Wraps a classifier as `genrobust.wrap_for_foolbox` says.
 
-    Args:
-        model: A classifier of this package.
-        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
-            fixed noise. Above 1 every query combines fresh draws, as the model says. Foolbox's own EoT
-            wrapper averages logits, whatever the model.
-        output: `"logits"`, `"probabilities"`, or `"decisions"`, which decision-based attacks need: the
-            majority over draws that are the same at every query.
-        seed: Seed of those draws.
-
-    Raises:
-        ImportError: If Foolbox is not installed.
-        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
+    Foolbox's own EoT wrapper averages logits, whatever the model.
     """
     model = check_classifier(model)
     return FoolboxModel(model, attack_view(model, eot=eot, output=output, seed=seed))

@@ -166,18 +166,7 @@ class AutoAttackResult:
 def wrap_for_robustbench(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> AttackView:
-    """Wraps a classifier for `robustbench.benchmark` and AutoAttack as a module of images in [0, 1].
-
-    Args:
-        model: A classifier of this package.
-        eot: Number of draws of the model's noise per query, which the model combines.
-        output: `"logits"`, which AutoAttack expects; `"probabilities"`, which it flags; or `"decisions"`, on
-            which only Square can run.
-        seed: Seed of those draws.
-
-    Raises:
-        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
-    """
+    """Wraps a classifier as `genrobust.wrap_for_robustbench` says."""
     return attack_view(model, eot=eot, output=output, seed=seed)
 
 
@@ -205,36 +194,11 @@ def run_autoattack(
     judge: Callable[[Tensor], Tensor] | None = None,
     package: str | None = None,
 ) -> AutoAttackResult:
-    """Runs AutoAttack and verifies its images; the module's docstring explains the number.
+    """Runs AutoAttack as `genrobust.run_autoattack` says; the module's docstring explains the number.
 
     The global generators, the process's trace function and AutoAttack's own counters are restored afterwards.
     Every argument is checked before the attack starts. The function works inside `torch.no_grad()` and
     `torch.inference_mode()` too.
-
-    Args:
-        model: The model that is attacked; any module or function from images to logits, which
-            `as_classifier` wraps.
-        images: Clean images in [0, 1], of any float dtype, on the model's device.
-        labels: Their classes: integers of any width in [0, K).
-        norm: The norm of the threat model.
-        epsilon: The radius of the ball.
-        version: `"standard"` (RobustBench's), `"plus"`, or `"rand"`, which attacks a randomised model with
-            fresh noise.
-        attacks: A choice of `"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"`, `"fab-t"`, `"square"`, in order;
-            by default the version's attacks.
-        budget: Settings that replace the version's.
-        eot: Number of draws of the model's noise per query.
-        output: The output that AutoAttack gets; see `wrap_for_robustbench`.
-        batch_size: Images per batch. AutoAttack's checks and the rules' checks use the first batch.
-        seed: Seed of AutoAttack and of the draws.
-        again: How often AutoAttack may run again on images whose claim fell.
-        judge: The model with the inference budget of verdicts; by default `model`.
-        package: `"pyautoattack"` or `"autoattack"`; by default the first that is installed.
-
-    Raises:
-        ValueError: If an argument is invalid, or if an attack needs more classes than the model has, or a
-            gradient that the model lacks.
-        ImportError: If AutoAttack is not installed.
     """
     seed, batch_size = check_seed(seed), check_integer(batch_size, "batch_size")
     attacked = as_classifier(model, images)

@@ -62,20 +62,9 @@ class SecmlModel(BasePyTorchClassifier):  # type: ignore[misc]  # secml-torch ha
 def wrap_for_secml(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> SecmlModel:
-    """Wraps a classifier for secml-torch: its attacks, trackers and metrics take it as their `model`.
+    """Wraps a classifier as `genrobust.wrap_for_secml` says.
 
-    Args:
-        model: A classifier of this package.
-        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
-            fixed noise. Above 1 every query combines fresh draws, as the model says. secml-torch's own EOT
-            adds noise to the images, and estimates the gradient by differences.
-        output: `"logits"`, `"probabilities"`, or `"decisions"`, which decision-based attacks need: the
-            majority over draws that are the same at every query.
-        seed: Seed of those draws.
-
-    Raises:
-        ImportError: If secml-torch is not installed.
-        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
+    secml-torch's own EOT adds noise to the images, and estimates the gradient by differences.
     """
     model = check_classifier(model)
     return SecmlModel(model, attack_view(model, eot=eot, output=output, seed=seed))

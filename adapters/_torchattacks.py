@@ -100,21 +100,7 @@ class TorchattacksModel(nn.Module):
 def wrap_for_torchattacks(
     model: Classifier, eot: int = 1, *, output: Output = "logits", seed: int = 0
 ) -> TorchattacksModel:
-    """Wraps a classifier for torchattacks 3, whose attacks then take it as they take any `nn.Module`.
-
-    Args:
-        model: A classifier of this package.
-        eot: Number of draws of the model's noise per query. 1 attacks the model as it is, by default with
-            fixed noise. Above 1 every query combines fresh draws, as the model says, from a generator that
-            torchattacks cannot reset.
-        output: `"logits"`, `"probabilities"`, or `"decisions"`: the majority over draws that are the same at
-            every query.
-        seed: Seed of those draws.
-
-    Raises:
-        ImportError: If torchattacks is not installed.
-        ValueError: If `eot` is no integer of at least 1, or above 1 for a model without randomness.
-    """
+    """Wraps a classifier as `genrobust.wrap_for_torchattacks` says."""
     model = check_classifier(model)
     view = attack_view(model, eot=eot, output=output, seed=seed)
     return TorchattacksModel(model, view, output=output)
@@ -202,21 +188,10 @@ def successes(
 def as_torchattacks(
     name: str, model: nn.Module, attack: Crafting, *, targeted_attack: Crafting | None = None
 ) -> "FunctionAttack":
-    """Builds an attack of torchattacks from a function, such as another toolkit's attack.
+    """Builds an attack from a function, as `genrobust.as_torchattacks` says.
 
     It works with MultiAttack, whose attacks must share one `model`, and with `save`. With a `targeted_attack`
     it works with all of torchattacks' ways to choose target labels.
-
-    Args:
-        name: Name of the attack.
-        model: The model that `wrap_for_torchattacks` returned, which torchattacks asks for success.
-        attack: A function from images and their classes to adversarial images, as tensors on the model's
-            device.
-        targeted_attack: A function from images and target classes to adversarial images.
-
-    Raises:
-        ValueError: If `name` is no string.
-        TypeError: If `model` is no module, or an attack no function.
     """
     checked(name, str, "`name`")
     if not isinstance(model, nn.Module):

@@ -88,7 +88,7 @@ class Evaluation:
 
 @final
 class IncompleteRunError(RuntimeError):
-    """Some cells of a run failed, so that its numbers say nothing about them.
+    """Some cells of a run failed: a table without them would show a model as more robust than it is.
 
     Attributes:
         evaluation: What is there.
@@ -122,42 +122,11 @@ def evaluate(
     keep_examples: bool = False,
     show_progress: bool = True,
 ) -> Evaluation:
-    """Runs a suite against your own model, generative or not.
+    """Runs a suite as `genrobust.evaluate` says.
 
-    Args:
-        model: A module, or any differentiable function, from images in [0, 1] of shape (B, C, H, W) to logits
-            (B, K); a classifier of this package; or several of them by name. One whose logits differ when it
-            is shown an image again is attacked with as many draws of its noise as the suite asks for, and
-            judged with draws that no attack has seen.
-        suite: Name of a suite, path of a TOML file, or a suite.
-        attacks: Attacks beside the suite's own: functions that `register_attack` decorates, their names, or
-            entries of a suite, which say how often and on which models an attack runs. They are verified and
-            reported like a toolkit's.
-        dataset: The images, if they are not those of the suite's dataset; or the name of a data set.
-        split: The part of a named data set that is attacked; `"validation"` to compare settings without a
-            look at the test images.
-        scale: As published, or reduced.
-        compare_with: Models of the zoo that are attacked beside it.
-        out: Folder of the run, which the same call goes on with; a new temporary one if None.
-        samples: Number of images; the suite's own number if None.
-        seed: Seed of the choice of images, of attacks and noise.
-        jobs: Processes.
-        engine: `"local"`, or `"dask"` or `"ray"` for an existing cluster.
-        address: Address of the cluster.
-        keep_examples: Keep every adversarial image.
-        show_progress: Show progress on the standard error stream.
-
-    Raises:
-        ValueError: If the suite or an attack is unknown, the suite has no threat model of an attack's norm,
-            the model does not take its images, there is a `split` of images in memory, or `compare_with`
-            names a model that is given too.
-        IncompleteRunError: If a cell failed. A table without it would show a model as more robust than it is.
-
-    Example:
-        >>> from genrobust import evaluate, load_model
-        >>> found = evaluate(load_model("cnn", dataset="digits"), samples=2, show_progress=False)
-        >>> found.rows.num_rows > 0
-        True
+    A model whose logits differ when it is shown an image again is attacked with as many draws of its noise as
+    the suite asks for, and judged with draws that no attack has seen. Attacks beside the suite's own are
+    verified and reported like a toolkit's.
     """
     if not isinstance(attacks, Sequence) or isinstance(attacks, str):
         raise ValueError(f"Expected `attacks` to be a list of attacks, but got {attacks!r}")

@@ -239,6 +239,8 @@ def as_torchattacks(
 
     Raises:
         ImportError: If torchattacks is not installed.
+        ValueError: If `name` is no string.
+        TypeError: If `model` is no module, or an attack no function.
     """
     from .adapters import _torchattacks
 

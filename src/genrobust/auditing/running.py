@@ -42,28 +42,7 @@ def audit(
     name: str | None = None,
     show_progress: bool = True,
 ) -> AuditReport:
-    """Checks whether a robustness number of a model would be believable, by attacks of its own.
-
-    Args:
-        model: The deployed model, whose decisions count; any module or function from images in [0, 1] to
-            logits, which `as_classifier` wraps.
-        images: Clean images in [0, 1], of any float dtype.
-        labels: Their classes: integers of any width in [0, K).
-        norm: The norm of the threat model, `"linf"` or `"l2"`.
-        epsilon: The radius of the ball.
-        attacked: A cheaper variant of the model, which attacks query; by default the model itself, or, if it
-            searches latents, the model with the budget's `candidates` and `refinement`.
-        sources: Other models of the same images, by name, whose adversarial examples are transferred.
-        budget: How hard the checks try; by default `AuditBudget.fitting(model)`.
-        checks: Names of checks; by default all.
-        seed: The seed of every draw.
-        name: What the report calls the model; by default its class.
-        show_progress: Print each verdict on the standard error stream.
-
-    Raises:
-        ImportError: If the extra `bench` is not installed.
-        ValueError: If an argument is invalid, or a check is unknown.
-    """
+    """Audits a model as `genrobust.audit` says."""
     chosen = tuple(CHECKS) if checks is None else tuple(checks)
     if unknown := sorted(set(chosen) - set(CHECKS)):
         raise ValueError(f"Expected `checks` out of {list(CHECKS)}, but got {unknown}")
