@@ -23,6 +23,7 @@ __all__ = [
     "Denoises",
     "Encodes",
     "EncodesMixture",
+    "LabelsLatents",
     "Quantizes",
     "Randomized",
     "Reclassifies",
@@ -85,11 +86,28 @@ class Encodes(ABC):
     def encode(
         self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch latent"]:
-        """Returns the mean of q(z | x), or of q(z | x, y)."""
+        """Returns the mean of q(z | x), or of q(z | x, y), differentiable in x."""
+
+
+class LabelsLatents(ABC):
+    """Abstract: a part of each class score is log p(y | z), the label of a latent."""
+
+    @property
+    def labels_latents(self) -> bool:
+        """Whether its configuration has that part, so that `label_scores` works."""
+        return True
+
+    @abstractmethod
+    def label_scores(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Returns E[log p(k | z)] over z ~ q(z | x, k) for every class k, differentiable in x.
+
+        Raises:
+            ValueError: If its configuration has no p(y | z).
+        """
 
 
 class EncodesMixture(Encodes):
-    """Abstract: knows where images of a class are in its latent space; `encode` is differentiable in x.
+    """Abstract: knows where images of a class are in its latent space.
 
     Attributes:
         means: The mean of every class, shape (K, D); a buffer.

@@ -490,3 +490,25 @@ def test_graphs_beyond_the_named_ones_work() -> None:
     scores = DeepBayes(config).class_scores(pictures(2, dtype=torch.float32))
     assert scores.shape == (2, CLASSES)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name, graph in GRAPHS.items() if "z" in graph.y])
+def test_label_scores_are_log_p_of_each_class_given_its_own_latent(name: str) -> None:
+    model, x = small(name), pictures(3)
+    assert model.labels_latents
+    at_mean = model.with_inference(posterior_mean=True)
+    for k in range(CLASSES):
+        z = model.encode(x, torch.full((3,), k))[:, None, None]
+        y = torch.eye(CLASSES, dtype=x.dtype)[k].expand(3, 1, 1, CLASSES)
+        expected = model.label({"x": x, "z": z, "y": y}).log_softmax(-1)[:, 0, 0, k]  # type: ignore[misc]
+        torch.testing.assert_close(at_mean.label_scores(x)[:, k], expected)
+    chunked = model.with_inference(max_bytes=1)
+    torch.testing.assert_close(chunked.label_scores(x), model.label_scores(x))
+    assert (model.label_scores(x) < 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name, graph in GRAPHS.items() if "z" not in graph.y])
+def test_a_graph_without_p_of_y_given_z_has_no_label_scores(name: str) -> None:
+    assert not small(name).labels_latents
+    with pytest.raises(ValueError, match=r"a graph with p\(y \| z\)"):
+        small(name).label_scores(pictures(1))

@@ -1,21 +1,24 @@
-"""Logit matching: give an image the class scores of an image of another class."""
+"""Matching: give an image what a model makes of an image of another class."""
 
 from collections.abc import Callable
-from typing import final
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .._fields import check_choice
 from ..attack_view import Query, classifier_behind
-from ..capabilities import Defended
-from ..contract import Classifier, GenerativeClassifier
+from ..capabilities import Defended, Encodes, LabelsLatents
+from ..contract import Classifier, GenerativeClassifier, ModelView
 from .climbing import Best, Objective, climb
 from .contest import contest
 from .pgd import Ball, BallNorm
 from .registered import register_attack
 
-__all__ = ["l2_logit_matching", "linf_logit_matching", "logit_matching"]
+__all__ = ["Aim", "l2_logit_matching", "linf_logit_matching", "logit_matching"]
+
+Aim = Literal["scores", "label", "latent"]
 
 
 def logit_matching(
@@ -27,89 +30,143 @@ def logit_matching(
     norm: BallNorm,
     steps: int = 50,
     targets: int = 3,
+    aim: Aim = "scores",
     pool: tuple[Float[Tensor, "pool channels height width"], Int[Tensor, " pool"]] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Brings the class scores s(x) near to those of a clean image of another class (Tramèr et al. 2020).
+    """Brings what a model makes of an image near to what it makes of another (Tramèr et al. 2020).
 
     It minimises
 
         || s(x') - s(t) ||^2
 
-    by Auto-PGD within the ball, where t is one of the nearest images of another class in the pool. An image
-    with the class scores of a clean image has its decision, its p(x) and its logits, which is all that
-    detectors of likelihoods look at. Such a loss has a gradient where the softmax saturates, and aims at an
-    image, not at a boundary. A pool without another class gives the image's own scores, with those of its
-    class and of the best other class exchanged.
+    by Auto-PGD within the ball, where t is one of the nearest images of another class in the pool. Such a
+    loss has a gradient where the softmax saturates, and aims at an image, not at a boundary. s is
 
-    It asks targets * (steps + 1) times about each image, and once about each image of the pool. A model
-    behind a rejection is asked twice as often.
+    | aim | s | what it passes |
+    | --- | --- | --- |
+    | `"scores"` | the class scores | detectors of likelihoods: the image has the p(x) and the logits of t |
+    | `"label"` | log p(y; z) in the scores | a log p(x; z) whose gradient drowns that of log p(y; z) |
+    | `"latent"` | the encoding, as the class of t | detectors of latents and of reconstructions |
+
+    Tramèr et al. broke deep Bayes (GBZ) on CIFAR-10 by the logits of p(y | z), where climbing the whole score
+    had left a fifth of the images. They encode as the true class; here each class has its z, as in the score.
+
+    A pool without another class gives the image's own s, with the entries of its class and of the best other
+    class exchanged. An encoding has no such entries, and the image stays.
+
+    It asks targets * (steps + 1) times about each image, and once about each image of the pool. With another
+    aim than the scores of a model that does not reject, it asks twice as often.
 
     Args:
-        model: A view of a classifier, or that classifier. A generative one is matched in its class scores,
-            behind a rejection too; any other in its logits.
+        model: A view of a classifier, or that classifier. Class scores are those of a generative one, behind
+            a rejection too; any other is matched in its logits.
         x: Images in [0, 1].
         y: Their classes.
         epsilon: Radius of the ball.
         norm: Norm of the ball: `"linf"` or `"l2"`.
         steps: Steps towards each target.
         targets: The number of targets.
+        aim: What is matched. `"label"` needs a model that `LabelsLatents`, `"latent"` one that `Encodes`.
         pool: Images to choose from, and their classes; the batch itself by default.
 
     Returns:
         The images of the least margin that were seen, in [0, 1] and within the ball.
 
     Raises:
-        ValueError: If the norm is unknown, a number is below 0, or `targets` below 1.
+        ValueError: If the norm or the aim is unknown, the model has no such part, a number is below 0, or
+            `targets` below 1.
     """
+    check_choice("aim", aim, get_args(Aim))
     if steps < 0 or targets < 1:
         raise ValueError(
             f"Expected `steps` of at least 0 and `targets` of at least 1, but got {steps} and {targets}"
         )
     ball, shown, best = Ball(norm, epsilon), classifier_behind(model), Best(x)
-    scores = _Scores(shown)
+    part = _Part(shown, aim)
     candidates, classes = (x, y) if pool is None else pool
     chosen, usable = _nearest_of_other_classes(x, y, candidates, classes, targets)
     with torch.no_grad():
-        mine, known = (scores(images)[:, : shown.num_classes] for images in (x, candidates))
+        mine, known = (part.matched(part(*batch)) for batch in ((x, y), (candidates, classes)))
+    alone = mine if aim == "latent" else _exchanged(mine, y)
     for number in range(chosen.shape[1]):
-        goal = known[chosen[:, number]].where(usable[:, number, None], _exchanged(mine, y))
+        picked = chosen[:, number]
+        goal = known[picked].where(usable[:, number, None], alone)
+        objective = _objective(model, part, y, classes[picked], goal)
         best.keep(
             torch.arange(len(x), device=x.device),
-            climb(_objective(model, shown, scores, y, goal), x, x, ball=ball, steps=steps, halving=True),
+            climb(objective, x, x, ball=ball, steps=steps, halving=True),
         )
     return best.images
 
 
 def _objective(
-    model: Callable[[Tensor], Tensor], shown: Classifier, scores: "_Scores", y: Tensor, goal: Tensor
+    model: Callable[[Tensor], Tensor], part: "_Part", y: Tensor, aimed: Tensor, goal: Tensor
 ) -> Objective:
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-        answers = scores(x)
-        logits, mine = answers, answers[:, : shown.num_classes]
-        if isinstance(shown, GenerativeClassifier):
-            logits = shown.scores_to_logits(answers)
-        elif scores.model is not shown:
-            logits = model(x)
-        margins = -contest(lambda _: logits, y, shown.num_classes)(x).diff(dim=1)[:, 0]
-        return -(mine - goal).square().sum(1), margins
+        answers = part(x, aimed)
+        logits = part.logits(answers)
+        if logits is None:
+            with torch.no_grad():
+                logits = model(x)
+        margins = -contest(lambda _: logits, y, part.shown.num_classes)(x).diff(dim=1)[:, 0]
+        return -(part.matched(answers) - goal).square().sum(1), margins
 
     return objective
 
 
 @final
-class _Scores(Query):
-    """The class scores of a generative classifier, also behind a rejection; the logits of any other."""
+class _Part(Query):
+    """What is matched: class scores (logits of a model without them), their part p(y | z), or encodings."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, shown: Classifier, aim: Aim) -> None:
         super().__init__()
-        bare = model.bare() if isinstance(model, Defended) and model.rejects else model
-        self.model = bare
+        bare = shown.bare() if isinstance(shown, Defended) and shown.rejects else shown
+        self.shown, self.aim, self.gives_logits = shown, aim, aim == "scores" and bare is shown
+        self._asked = _asked(bare if aim == "scores" else behind_views(shown), aim)
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch columns"]:
-        if isinstance(self.model, GenerativeClassifier):
-            return self.model.class_scores(x)
-        logits: Tensor = self.model(x)
-        return logits
+    def forward(self, x: Tensor, classes: Int[Tensor, " batch"]) -> Float[Tensor, "batch columns"]:
+        """Returns the answers that `matched` and `logits` read; only an encoding depends on the class."""
+        return self._asked(x, classes)
+
+    def matched(self, answers: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch numbers"]:
+        """Returns what is matched: the answers, without a column "reject"."""
+        return answers[:, : self.shown.num_classes] if self.aim == "scores" else answers
+
+    def logits(self, answers: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch logits"] | None:
+        """Returns the logits of the attacked model, where the answers give them."""
+        if not self.gives_logits:
+            return None
+        return (
+            self.shown.scores_to_logits(answers) if isinstance(self.shown, GenerativeClassifier) else answers
+        )
+
+
+def _asked(model: Classifier, aim: Aim) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns the function of images and classes whose values are matched."""
+    if aim == "latent":
+        if not isinstance(model, Encodes):
+            raise ValueError(f"Expected a model that is `Encodes`, but got {type(model).__name__}")
+        return model.encode
+    if aim == "label":
+        if not isinstance(model, LabelsLatents):
+            raise ValueError(f"Expected a model that is `LabelsLatents`, but got {type(model).__name__}")
+        return lambda x, _: model.label_scores(x)
+    if isinstance(model, GenerativeClassifier):
+        return lambda x, _: model.class_scores(x)
+    return lambda x, _: model(x)
+
+
+def has_label_scores(model: Classifier) -> bool:
+    """Returns whether log p(y | z) is a part of a model's class scores, behind views too."""
+    inner = behind_views(model)
+    return isinstance(inner, LabelsLatents) and inner.labels_latents
+
+
+def behind_views(model: Classifier) -> Classifier:
+    """Returns the model that views show the images to: without an expectation or a rejection."""
+    while isinstance(model, ModelView):
+        model = model.model
+    return model
 
 
 def _nearest_of_other_classes(
@@ -140,10 +197,11 @@ def linf_logit_matching(
     generator: torch.Generator | None = None,
     steps: int = 50,
     targets: int = 3,
+    aim: Aim = "scores",
 ) -> Float[Tensor, "batch channels height width"]:
     """Runs `logit_matching` in the maximum norm; nothing is drawn."""
     del generator
-    return logit_matching(model, x, y, epsilon=epsilon, norm="linf", steps=steps, targets=targets)
+    return logit_matching(model, x, y, epsilon=epsilon, norm="linf", steps=steps, targets=targets, aim=aim)
 
 
 @register_attack("L2LogitMatching", norm="l2", note="Aims at the scores of another image.")
@@ -156,7 +214,8 @@ def l2_logit_matching(
     generator: torch.Generator | None = None,
     steps: int = 50,
     targets: int = 3,
+    aim: Aim = "scores",
 ) -> Float[Tensor, "batch channels height width"]:
     """Runs `logit_matching` in the Euclidean norm; nothing is drawn."""
     del generator
-    return logit_matching(model, x, y, epsilon=epsilon, norm="l2", steps=steps, targets=targets)
+    return logit_matching(model, x, y, epsilon=epsilon, norm="l2", steps=steps, targets=targets, aim=aim)

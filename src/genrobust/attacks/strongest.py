@@ -26,7 +26,7 @@ from ..verification import (
 )
 from .climbing import Best
 from .contest import contest
-from .matching import logit_matching
+from .matching import Aim, has_label_scores, logit_matching
 from .multi_gradient import multi_gradient
 from .pgd import Ball, BallNorm
 from .random_search import margin_search
@@ -54,6 +54,7 @@ def strongest_images(
     | Auto-PGD by every surrogate gradient, two starts | a masked gradient | 2 (11 g + 41) |
     | PGD by every surrogate gradient | steps that would shrink too soon | 11 g + 41 |
     | logit matching, three targets | saturated logits, detectors | 154 |
+    | the same of log p(y; z), where scores have it | a likelihood that drowns it | 307 |
     | Auto-PGD on the tightened variant | inference that has not converged | 11 g + 41 |
     | random search | a gradient that leads nowhere | 200 |
 
@@ -86,8 +87,8 @@ def strongest_images(
             schedule="halving" if halving else "fixed",
         )
 
-    def matched(rows: Tensor) -> Tensor:
-        return logit_matching(model, x[rows], y[rows], epsilon=epsilon, norm=norm, pool=(x, y))
+    def matched(rows: Tensor, aim: Aim) -> Tensor:
+        return logit_matching(model, x[rows], y[rows], epsilon=epsilon, norm=norm, aim=aim, pool=(x, y))
 
     def searched(rows: Tensor) -> Tensor:
         return margin_search(model, x[rows], y[rows], ball=ball, queries=SEARCH, generator=generator)
@@ -95,8 +96,10 @@ def strongest_images(
     parts: list[Callable[[Tensor], Tensor]] = [
         lambda rows: multi(model, rows, 2, True),
         lambda rows: multi(model, rows, 1, False),
-        matched,
+        lambda rows: matched(rows, "scores"),
     ]
+    if has_label_scores(shown):
+        parts.append(lambda rows: matched(rows, "label"))
     if isinstance(shown, Tightens):
         tightened = AttackView(shown.tightened())
         parts.append(lambda rows: multi(tightened, rows, 1, True))

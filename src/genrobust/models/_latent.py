@@ -186,12 +186,11 @@ class LatentClassifier(
         latents = self.objective.posterior(draws).mean
         return self.observation.mean(self.objective.decoders(latents)).transpose(0, 1)
 
-    @torch.no_grad()
     @without_autocast
     def encode(
         self, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch latent"]:
-        """Returns the encoder's mean; each class uses its own encoder if it has one."""
+        """Returns the encoder's mean, differentiable in x; each class uses its own encoder if it has one."""
         return self.propose(self.check(x)).mean[torch.arange(len(x), device=x.device), y]
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Deep Bayes (Li 2018): one conditional VAE, and Bayes' rule by importance sampling."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, final
 
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .._fields import AtLeastTwo, Positive, check_fields
 from .._precision import without_autocast
+from ..capabilities import LabelsLatents
 from ..likelihoods import (
     OBSERVATION_VARIANCE,
     bernoulli_log_likelihood,
@@ -89,7 +90,7 @@ class _Bernoulli:
 
 
 @final
-class DeepBayes(AmortizedClassifier):
+class DeepBayes(LabelsLatents, AmortizedClassifier):
     """Decides by log (1/S) sum_s p(x, z_s, y) / q(z_s | x, y) with z_s ~ q(z | x, y), per class (eq. 3).
 
     The estimate is differentiable in x through the samples, so that attackers get the model's own gradient.
@@ -221,6 +222,22 @@ class DeepBayes(AmortizedClassifier):
         return self._posterior(x, classes)[0][:, 0, 0]
 
     @property
+    def labels_latents(self) -> bool:
+        """Whether the latent is a parent of the class in the graph."""
+        return "z" in self.config.graph.y
+
+    @without_autocast
+    def label_scores(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Returns the mean of log p(k | z, .) over the samples z ~ q(z | x, k), for every class k.
+
+        Raises:
+            ValueError: If the graph does not make the latent a parent of the class.
+        """
+        if not self.labels_latents:
+            raise ValueError(f"Expected a graph with p(y | z), but got {self.config.graph}")
+        return self._over_samples(self.check(x), self._log_labels).mean(2)
+
+    @property
     def phases(self) -> dict[str, list[nn.Parameter]]:
         """The parameters that each phase of a training step updates."""
         return {"elbo": list(self.parameters())}
@@ -235,26 +252,24 @@ class DeepBayes(AmortizedClassifier):
         return -self.elbo(x, classes, noise).mean()
 
     def _estimate(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        return log_mean_exp(self._over_samples(x, self.log_weights).movedim(2, 0))
+
+    def _over_samples(
+        self, x: Tensor, weigh: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Float[Tensor, "batch classes samples"]:
+        """Computes a weight of every sample, in chunks that fit the budget's memory."""
         noise, classes = self._draw(x), self._classes(x)
         samples = noise.shape[2]
         images_at_once, samples_at_once = self._chunk_sizes(x, samples)
         chunked = images_at_once < len(x) or samples_at_once < samples
+        again = chunked and torch.is_grad_enabled()
         rows = []
         for first in range(0, len(x), images_at_once):
             chunk = slice(first, first + images_at_once)
             draws = noise[chunk].split(samples_at_once, dim=2)
-            weights = [self._weigh(x[chunk], classes, draw, again=chunked) for draw in draws]
+            weights = [_weighed(weigh, x[chunk], classes, draw, again=again) for draw in draws]
             rows.append(torch.cat(weights, 2))
-        return log_mean_exp(torch.cat(rows).movedim(2, 0))
-
-    def _weigh(self, x: Tensor, classes: Tensor, noise: Tensor, *, again: bool) -> Tensor:
-        """Computes log weights; if they come in chunks, the backward pass recomputes the activations."""
-        if not (again and torch.is_grad_enabled()):
-            return self.log_weights(x, classes, noise)
-        weights: Tensor = checkpoint(
-            self.log_weights, x, classes, noise, use_reentrant=False, preserve_rng_state=False
-        )
-        return weights
+        return torch.cat(rows)
 
     def _chunk_sizes(self, x: Tensor, samples: int) -> tuple[int, int]:
         """Returns how many images and samples fit the budget's memory, at least one of each."""
@@ -286,12 +301,30 @@ class DeepBayes(AmortizedClassifier):
         self, x: Tensor, z: Float[Tensor, "batch classes samples latent"], y: Tensor
     ) -> Float[Tensor, "batch classes samples"]:
         """Returns log p(x | .) + log p(y | .), without the factors that the graph lacks."""
-        values = {"x": x, "z": z, "y": y}
         total = z.new_zeros(z.shape[:-1])
         if self.decoder is not None:
-            outputs = self.decoder(values).to(x.dtype)
+            outputs = self.decoder({"x": x, "z": z, "y": y}).to(x.dtype)
             total = total + self.observation.log_likelihood(x[:, None, None], outputs)
+        return total + self._log_label(x, z, y)
+
+    def _log_labels(self, x: Tensor, y: Tensor, noise: Tensor) -> Float[Tensor, "batch classes samples"]:
+        """Computes log p(y | .) at z = mean + deviation * noise."""
+        mean, log_variance = self._posterior(x, y)
+        return self._log_label(x, mean + (0.5 * log_variance).exp() * noise, y)
+
+    def _log_label(self, x: Tensor, z: Tensor, y: Tensor) -> Float[Tensor, "batch classes samples"]:
+        """Returns log p(y | .), which is uniform if the class has no parents in the graph."""
         if self.label is None:
-            return total - math.log(self.num_classes)
-        log_probabilities: Tensor = self.label(values).to(x.dtype).log_softmax(-1)
-        return total + (log_probabilities * y).sum(-1)
+            return z.new_full(z.shape[:-1], -math.log(self.num_classes))
+        log_probabilities: Tensor = self.label({"x": x, "z": z, "y": y}).to(x.dtype).log_softmax(-1)
+        return (log_probabilities * y).sum(-1)
+
+
+def _weighed(
+    weigh: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, y: Tensor, noise: Tensor, *, again: bool
+) -> Float[Tensor, "batch classes samples"]:
+    """Computes weights; of one chunk among several, the backward pass recomputes the activations."""
+    if not again:
+        return weigh(x, y, noise)
+    weights: Tensor = checkpoint(weigh, x, y, noise, use_reentrant=False, preserve_rng_state=False)
+    return weights
