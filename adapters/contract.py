@@ -6,7 +6,7 @@ function that makes one, where the attacks are not known before they are asked f
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
@@ -64,6 +64,9 @@ class AttackEntry:
         broken: Why it cannot run at all, if it cannot.
         weak: Why it cannot be expected to fool a CNN, if it cannot.
         note: What to know before its result is trusted.
+        every_class: Whether it reaches for a class, so that an untargeted run goes through every other class.
+        queries: How often it asks about an image, from the classifier and all parameters, if no parameter
+            says so by its name.
     """
 
     name: str
@@ -80,6 +83,8 @@ class AttackEntry:
     broken: str = ""
     weak: str = ""
     note: str = ""
+    every_class: bool = False
+    queries: Callable[..., int] | None = None
 
     __repr__ = one_line
 

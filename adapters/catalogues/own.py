@@ -32,4 +32,6 @@ def _entry(attack: OwnAttack) -> AttackEntry:
         asks_for=attack.asks_for,
         weak=attack.weak,
         note=attack.note,
+        every_class=attack.targets == "always",
+        queries=attack.queries,
     )

@@ -14,15 +14,14 @@ from ..._modules import cheaper
 from ...contract import Classifier, GenerativeClassifier
 from ...inference.warm_start import one_inference
 from ...randomness import isolated_rng
-from ..suites.model import CLEAN, Attack, Suite
+from ..suites.model import CLEAN, Suite
 from .cells import Cell
 from .execution import judge_of
 from .tasks import Experiment
-from .toolkits import uses_gradients
+from .toolkits import queries_of, uses_gradients
 
-__all__ = ["BatchSeconds", "Forecast", "queries_of"]
+__all__ = ["BatchSeconds", "Forecast"]
 
-_ROUNDS = ("steps", "max_iter", "n_iter", "nb_iter", "repeats", "n_queries", "queries")
 _MOVED = 0.1  # of every pixel, between two calls: a model may know a repetition, or profit from a warm start
 _CLIMB = 4  # steps of an attack: near a boundary an inference that starts warm has more classes to refine
 _LONGER = 1.5  # verdicts a minimal-norm cell takes: some examples are lengthened and judged again
@@ -46,13 +45,6 @@ class BatchSeconds:
     __repr__ = one_line
 
 
-def queries_of(attack: Attack) -> int:
-    """Estimates an attack's queries for each image from its parameters; at least 1."""
-    given = attack.parameters
-    rounds = next((int(given[name]) for name in _ROUNDS if name in given), 1)
-    return max(1, rounds * int(given.get("binary_search_steps", 1)) * attack.restarts)
-
-
 @final
 class Forecast:
     """The time that is left of a run.
@@ -71,10 +63,10 @@ class Forecast:
         costs: Mapping[str, BatchSeconds],
         cells: Iterable[Cell],
         *,
-        draws: Mapping[tuple[str, str], int] | None = None,
+        queries: Mapping[tuple[str, str], int],
         jobs: int = 1,
     ) -> None:
-        self._suite, self._costs, self._draws, self._jobs = suite, costs, draws or {}, jobs
+        self._suite, self._costs, self._queries, self._jobs = suite, costs, queries, jobs
         self._waiting = {cell: self._expected(cell) for cell in cells}
         self._ended: dict[str, tuple[float, float]] = {}
 
@@ -92,12 +84,13 @@ class Forecast:
         names = sorted({cell.model for cell in cells})
         with isolated_rng(0):
             costs = {name: _cost_or_none(experiment, name, models) for name in names}
-        draws = {
-            (name, attack.key): attack.eot if models[name].randomized else 1
+        queries = {
+            (name, attack.key): queries_of(attack, models[name])
+            * (attack.eot if models[name].randomized else 1)
             for name in costs
             for attack in suite.attacks_of(name)
         }
-        return cls(suite, costs, cells, draws=draws, jobs=jobs)
+        return cls(suite, costs, cells, queries=queries, jobs=jobs)
 
     def end(self, cell: Cell, seconds: float) -> None:
         """Takes note of a cell that has ended."""
@@ -121,9 +114,8 @@ class Forecast:
             return cost.verdict
         attack = self._suite.attack(cell.attack)
         query = cost.gradient if uses_gradients(attack) else cost.query
-        queries = queries_of(attack) * self._draws.get((cell.model, attack.key), 1)
         verdicts = _LONGER if attack.kind == "minimal norm" else 1.0
-        return queries * query + verdicts * cost.verdict
+        return self._queries[cell.model, attack.key] * query + verdicts * cost.verdict
 
 
 def _cost_or_none(experiment: Experiment, name: str, models: Mapping[str, Classifier]) -> BatchSeconds:

@@ -1,7 +1,8 @@
 """The attacks of a suite, checked and run by the adapters of their toolkits."""
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "claims",
     "craft",
     "goals_of",
+    "queries_of",
     "registered_attacks",
     "shortened",
     "starting_points",
@@ -35,6 +37,16 @@ __all__ = [
 
 Pool = tuple[Float[Tensor, "pool channels height width"], Int[Tensor, " pool"]]
 
+# What toolkits call the number of their steps, and what multiplies it.
+_ROUNDS = (
+    *("steps", "num_steps", "nb_iter", "n_iter", "max_iter", "max_iterations", "iterations", "iter"),
+    *("repeats", "n_queries", "queries"),
+)
+_TIMES = (
+    ("binary_search_steps",),
+    ("restarts", "n_restarts", "nb_restarts", "num_random_init"),
+    ("eot_iter",),
+)
 BISECTIONS = 8  # between an image and its starting point: to 1/256 of their distance
 
 
@@ -86,6 +98,34 @@ def _parameters(attack: Attack) -> dict[str, Any]:
         name: checked_parameter(value, accepted[name], f"`{name}` of {attack.key!r}")
         for name, value in attack.parameters.items()
     }
+
+
+def queries_of(attack: Attack, model: Classifier) -> int:
+    """Estimates how often an attack asks about an image that resists to the end; at least 1.
+
+    The attack declares it, or its parameters say it by their names: the suite's, the catalogue's, or the
+    toolkit's by default.
+
+    Args:
+        attack: The attack.
+        model: The attacked classifier.
+    """
+    adapter, entry = resolve(attack.toolkit, attack.name)
+    given = {name: accepted.default for name, accepted in adapter.load().accepts(entry.name).items()}
+    given |= entry.configured(_parameters(attack)).parameters
+    if entry.queries is None:
+        queries = _first(given, _ROUNDS) * math.prod(_first(given, names) for names in _TIMES)
+    else:
+        queries = entry.queries(model, **given)
+    if not attack.targeted and (entry.every_class or (entry.targeted and model.rejects)):
+        queries *= model.num_classes - 1
+    return max(1, queries * attack.restarts)
+
+
+def _first(given: Mapping[str, Any], names: Sequence[str]) -> int:
+    """Returns the first parameter that is there and a number of at least 1; otherwise 1."""
+    found = (given.get(name) for name in names)
+    return next((value for value in found if type(value) is int and value > 0), 1)
 
 
 def registered_attacks(attacks: Iterable[Attack]) -> tuple[OwnAttack, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from genrobust import Classifier
 from genrobust.attack_view import attack_view
 from genrobust.attacks import l2_multi_gradient, linf_multi_gradient, multi_gradient
+from genrobust.attacks.multi_gradient import multi_gradient_queries
 from genrobust.verification import counted_calls
 
 SHAPE = (1, 3, 3)
@@ -76,6 +77,7 @@ def test_two_masked_gradients_together_are_stronger_than_each_on_the_same_budget
     with counted_calls() as calls:
         together = margins(run(attack_view(Linear(shown="even")), steps=10, trial=5), y)
     assert calls.gradients == 12 * (10 + 2 * 5)
+    assert calls.queries == 12 * multi_gradient_queries(Linear(shown="even"), steps=10, trial=5, restarts=1)
     for name in ("even", "odd"):
         single = margins(run(attack_view(Only(Linear(shown=name))), steps=15, trial=5), y)
         assert (together <= single + 1e-5).all()

@@ -154,3 +154,12 @@ def test_what_is_not_registered() -> None:
         named_attack(brighter)
     with pytest.raises(ValueError, match="did you mean 'LinfPGD'"):
         named_attack("LinfPDG")
+
+
+def test_declared_queries_take_the_parameters() -> None:
+    register_attack("counted", norm="linf", queries=lambda _model, share: round(3 * share))(brighter)
+    declared = named_attack("counted").queries
+    assert declared is not None
+    assert declared(None, share=2.0) == 6
+    with pytest.raises(ValueError, match="`queries` to be a function of model, share"):
+        register_attack("uncounted", norm="linf", queries=lambda _model, steps: steps)(brighter)

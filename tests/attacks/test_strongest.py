@@ -16,7 +16,9 @@ from genrobust.attacks import (
     linf_strongest,
     logit_matching,
 )
-from genrobust.capabilities import Tightens
+from genrobust.attacks.strongest import strongest_queries
+from genrobust.capabilities import Randomized, Tightens
+from genrobust.randomness import NoiseSource
 from genrobust.verification import counted_calls
 
 SHAPE = (1, 3, 3)
@@ -140,6 +142,27 @@ def test_the_ensemble_stays_within_its_budget() -> None:
         linf_strongest(attack_view(Trap()), x, y, epsilon=0.01, generator=torch.Generator().manual_seed(0))
     stated = 2 * 51 + 51 + 51 + 200  # the batch is of one class, so that there is one target
     assert stated <= calls.queries / len(x) <= stated + 6
+
+
+class Noisy(Hidden, Randomized):
+    """Says that it draws noise, as a model must that is asked for an expectation."""
+
+    randomized = True
+
+    def with_noise(self, noise: NoiseSource) -> Self:
+        del noise
+        return self
+
+
+@pytest.mark.parametrize(("model", "eot"), [(Gaussians(), 1), (Hidden(), 1), (Noisy(), 2)])
+def test_the_tightened_variant_is_met_behind_an_expectation_too(model: Gaussians, eot: int) -> None:
+    x, y = drawn(model)
+    view = attack_view(model, eot=eot)
+    with counted_calls() as calls:
+        linf_strongest(view, x, y, epsilon=1e-6, generator=torch.Generator().manual_seed(0))
+    assert calls.queries / len(x) == pytest.approx(strongest_queries(view.model), abs=2)
+    without = strongest_queries(Gaussians())
+    assert strongest_queries(view.model) == without + (52 if isinstance(model, Tightens) else 0)
 
 
 def test_the_ensemble_has_no_parameters() -> None:

@@ -20,6 +20,7 @@ __all__ = ["latent_descent"]
     needs_epsilon=False,
     asks_for="reconstructions",
     note="Made for analysis by synthesis: it asks the model what it would draw.",
+    queries=lambda _model, *, steps, **_: 2 * steps + 1,
 )
 @torch.no_grad()
 def latent_descent(

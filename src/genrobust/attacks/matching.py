@@ -16,7 +16,15 @@ from .contest import contest
 from .pgd import Ball, BallNorm
 from .registered import register_attack
 
-__all__ = ["Aim", "l2_logit_matching", "linf_logit_matching", "logit_matching"]
+__all__ = [
+    "Aim",
+    "behind_views",
+    "has_label_scores",
+    "l2_logit_matching",
+    "linf_logit_matching",
+    "logit_matching",
+    "matching_queries",
+]
 
 Aim = Literal["scores", "label", "latent"]
 
@@ -120,9 +128,13 @@ class _Part(Query):
 
     def __init__(self, shown: Classifier, aim: Aim) -> None:
         super().__init__()
-        bare = shown.bare() if isinstance(shown, Defended) and shown.rejects else shown
-        self.shown, self.aim, self.gives_logits = shown, aim, aim == "scores" and bare is shown
-        self._asked = _asked(bare if aim == "scores" else behind_views(shown), aim)
+        self.shown, self.aim = shown, aim
+        if aim == "scores":
+            self._asked = _asked(
+                shown.bare() if isinstance(shown, Defended) and shown.rejects else shown, aim
+            )
+        else:
+            self._asked = _asked(behind_views(shown), aim)
 
     def forward(self, x: Tensor, classes: Int[Tensor, " batch"]) -> Float[Tensor, "batch columns"]:
         """Returns the answers that `matched` and `logits` read; only an encoding depends on the class."""
@@ -134,7 +146,7 @@ class _Part(Query):
 
     def logits(self, answers: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch logits"] | None:
         """Returns the logits of the attacked model, where the answers give them."""
-        if not self.gives_logits:
+        if not _gives_logits(self.shown, self.aim):
             return None
         return (
             self.shown.scores_to_logits(answers) if isinstance(self.shown, GenerativeClassifier) else answers
@@ -154,6 +166,17 @@ def _asked(model: Classifier, aim: Aim) -> Callable[[Tensor, Tensor], Tensor]:
     if isinstance(model, GenerativeClassifier):
         return lambda x, _: model.class_scores(x)
     return lambda x, _: model(x)
+
+
+def matching_queries(model: Classifier, *, steps: int = 50, targets: int = 3, aim: Aim = "scores") -> int:
+    """Returns how often `logit_matching` asks about an image, once of the pool included."""
+    again = 1 if _gives_logits(model, aim) else 2
+    return targets * (steps + 1) * again + 1
+
+
+def _gives_logits(shown: Classifier, aim: Aim) -> bool:
+    """Returns whether the logits of a model follow from what is matched."""
+    return aim == "scores" and not (isinstance(shown, Defended) and shown.rejects)
 
 
 def has_label_scores(model: Classifier) -> bool:
@@ -187,7 +210,12 @@ def _exchanged(scores: Tensor, y: Tensor) -> Tensor:
     return scores.scatter(1, own, scores.gather(1, other)).scatter(1, other, scores.gather(1, own))
 
 
-@register_attack("LinfLogitMatching", norm="linf", note="Aims at the scores of another image.")
+@register_attack(
+    "LinfLogitMatching",
+    norm="linf",
+    note="Aims at the scores of another image.",
+    queries=matching_queries,
+)
 def linf_logit_matching(
     model: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch channels height width"],
@@ -204,7 +232,12 @@ def linf_logit_matching(
     return logit_matching(model, x, y, epsilon=epsilon, norm="linf", steps=steps, targets=targets, aim=aim)
 
 
-@register_attack("L2LogitMatching", norm="l2", note="Aims at the scores of another image.")
+@register_attack(
+    "L2LogitMatching",
+    norm="l2",
+    note="Aims at the scores of another image.",
+    queries=matching_queries,
+)
 def l2_logit_matching(
     model: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch channels height width"],

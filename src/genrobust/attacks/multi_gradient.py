@@ -17,9 +17,11 @@ from .registered import register_attack
 
 __all__ = [
     "GradientSchedule",
+    "gradient_names",
     "l2_multi_gradient",
     "linf_multi_gradient",
     "multi_gradient",
+    "multi_gradient_queries",
 ]
 
 GradientSchedule = Literal["fixed", "halving"]
@@ -131,8 +133,27 @@ def _margin_objective(
     return of
 
 
+def gradient_names(model: Classifier) -> list[str]:
+    """Returns the gradients that a start tries; none of a model that has one gradient."""
+    return [name for name in model.gradients if name not in _NEVER]
+
+
+def multi_gradient_queries(
+    model: Classifier,
+    *,
+    steps: int = 40,
+    trial: int = 10,
+    restarts: int = 2,
+    schedule: GradientSchedule = "halving",
+) -> int:
+    """Returns how often `multi_gradient` asks about an image that resists to the end."""
+    del schedule
+    tried = len(gradient_names(model))
+    return restarts * ((trial + 1) * tried + steps + 1 if tried > 1 else trial + steps + 1)
+
+
 def _views(model: Callable[[Tensor], Tensor], shown: Classifier) -> list[Callable[[Tensor], Tensor]]:
-    names = [name for name in shown.gradients if name not in _NEVER]
+    names = gradient_names(shown)
     if not names:
         return [AttackView(shown) if isinstance(model, AttackView) else shown]
     return [AttackView(shown.with_gradient(name)) for name in names]
@@ -148,7 +169,12 @@ def _check(*, steps: int, trial: int, restarts: int, schedule: GradientSchedule)
         )
 
 
-@register_attack("LinfMultiGradient", norm="linf", note="Each image follows the gradient that suits it.")
+@register_attack(
+    "LinfMultiGradient",
+    norm="linf",
+    note="Each image follows the gradient that suits it.",
+    queries=multi_gradient_queries,
+)
 def linf_multi_gradient(
     model: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch channels height width"],
@@ -176,7 +202,12 @@ def linf_multi_gradient(
     )
 
 
-@register_attack("L2MultiGradient", norm="l2", note="Each image follows the gradient that suits it.")
+@register_attack(
+    "L2MultiGradient",
+    norm="l2",
+    note="Each image follows the gradient that suits it.",
+    queries=multi_gradient_queries,
+)
 def l2_multi_gradient(
     model: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch channels height width"],

@@ -44,6 +44,7 @@ class OwnAttack:
     asks_for: str
     weak: str
     note: str
+    queries: Callable[..., int] | None
 
     __repr__ = one_line
 
@@ -82,6 +83,7 @@ def register_attack(
     asks_for: str = "",
     weak: str = "",
     note: str = "",
+    queries: Callable[..., int] | None = None,
 ) -> Callable[[F], F]:
     """Registers an attack: any `f(model, x, y, *, epsilon, generator) -> x_adv`.
 
@@ -110,6 +112,9 @@ def register_attack(
         asks_for: What a model must have beside logits, for readers, such as `"reconstructions"`.
         weak: Why it cannot be expected to fool a CNN, if it cannot.
         note: What to know before its result is trusted.
+        queries: How often it asks about an image that resists to the end, as a function of the classifier and
+            of the attack's parameters by name. A run forecasts its time by that number. By default a
+            parameter such as `steps` or `queries` is that number.
 
     Raises:
         ValueError: If the function takes other arguments, the name is taken, or a setting is unknown.
@@ -143,7 +148,10 @@ def register_attack(
             asks_for=asks_for,
             weak=weak,
             note=note,
+            queries=queries,
         )
+        if queries is not None:
+            _check_queries(queries, attack.parameters)
         ATTACKS.register(attack.name, attack, source=function)
         return function
 
@@ -170,6 +178,16 @@ def named_attack(attack: str | Callable[..., Tensor]) -> OwnAttack:
 def _keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     parameters = list(inspect.signature(function).parameters.values())[_POSITIONAL:]
     return {parameter.name: parameter for parameter in parameters}
+
+
+def _check_queries(queries: Callable[..., int], parameters: Mapping[str, Any]) -> None:
+    try:
+        inspect.signature(queries).bind(None, **parameters)
+    except TypeError as error:
+        given = ", ".join(["model", *parameters])
+        raise ValueError(
+            f"Expected `queries` to be a function of {given}, but got {queries!r}: {error}"
+        ) from error
 
 
 def _check_arguments(function: Callable[..., Any], targets: Targets) -> None:

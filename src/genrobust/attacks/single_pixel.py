@@ -17,6 +17,7 @@ __all__ = ["single_pixel"]
     knowledge="decision",
     needs_epsilon=False,
     weak="One pixel in a hundred random places: it seldom fools a model.",
+    queries=lambda _model, *, pixels: 2 * pixels + 1,
 )
 @torch.no_grad()
 def single_pixel(

@@ -11,6 +11,7 @@ from .._fields import check_choice, check_integer, check_seed
 from ..attack_view import AttackView, attack_view, classifier_behind
 from ..capabilities import Tightens
 from ..checks import check_labels
+from ..contract import Classifier
 from ..external import as_classifier
 from ..verification import (
     AGAIN,
@@ -26,13 +27,13 @@ from ..verification import (
 )
 from .climbing import Best
 from .contest import contest
-from .matching import Aim, has_label_scores, logit_matching
-from .multi_gradient import multi_gradient
+from .matching import Aim, behind_views, has_label_scores, logit_matching, matching_queries
+from .multi_gradient import multi_gradient, multi_gradient_queries
 from .pgd import Ball, BallNorm
 from .random_search import margin_search
 from .registered import register_attack
 
-__all__ = ["l2_strongest", "linf_strongest", "strongest", "strongest_images"]
+__all__ = ["l2_strongest", "linf_strongest", "strongest", "strongest_images", "strongest_queries"]
 
 EOT = 5  # draws of the noise per query (E-ABS section 4.2)
 SEARCH = 200  # queries of the random search
@@ -100,8 +101,8 @@ def strongest_images(
     ]
     if has_label_scores(shown):
         parts.append(lambda rows: matched(rows, "label"))
-    if isinstance(shown, Tightens):
-        tightened = AttackView(shown.tightened())
+    if isinstance(inner := behind_views(shown), Tightens):
+        tightened = AttackView(inner.tightened())
         parts.append(lambda rows: multi(tightened, rows, 1, True))
     for part in (*parts, searched):
         rows = best.resisting
@@ -116,7 +117,20 @@ def strongest_images(
     return best.images
 
 
-@register_attack("LinfStrongest", norm="linf", note="An ensemble without parameters.")
+def strongest_queries(model: Classifier) -> int:
+    """Returns how often `strongest_images` asks about an image that resists to the end."""
+    multi = multi_gradient_queries(model, restarts=1)
+    parts = [2 * multi, multi, matching_queries(model), SEARCH]
+    if has_label_scores(model):
+        parts.append(matching_queries(model, aim="label"))
+    if isinstance(inner := behind_views(model), Tightens):
+        parts.append(multi_gradient_queries(inner, restarts=1))
+    return sum(parts) + len(parts)  # the ensemble asks about every result
+
+
+@register_attack(
+    "LinfStrongest", norm="linf", note="An ensemble without parameters.", queries=strongest_queries
+)
 def linf_strongest(
     model: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch channels height width"],
@@ -129,7 +143,7 @@ def linf_strongest(
     return strongest_images(model, x, y, epsilon=epsilon, norm="linf", generator=generator)
 
 
-@register_attack("L2Strongest", norm="l2", note="An ensemble without parameters.")
+@register_attack("L2Strongest", norm="l2", note="An ensemble without parameters.", queries=strongest_queries)
 def l2_strongest(
     model: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch channels height width"],

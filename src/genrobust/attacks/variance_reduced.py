@@ -13,7 +13,12 @@ from .registered import register_attack
 __all__ = ["vr_igsm"]
 
 
-@register_attack("VrIGSM", norm="linf", note="Made to transfer: it smooths the surrogate's gradient.")
+@register_attack(
+    "VrIGSM",
+    norm="linf",
+    note="Made to transfer: it smooths the surrogate's gradient.",
+    queries=lambda _model, *, steps, copies, **_: steps * copies,
+)
 def vr_igsm(
     model: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch channels height width"],

@@ -349,7 +349,8 @@ def test_progress_in_lines_and_bar(reference: Results) -> None:
 
 def forecast_of(*cells: Cell) -> Forecast:
     costs = {"cnn": BatchSeconds(query=1.0, gradient=2.0, verdict=3.0)}
-    return Forecast(load_suite("digits"), costs, cells)
+    queries = {(cell.model, cell.attack): 1 for cell in cells}
+    return Forecast(load_suite("digits"), costs, cells, queries=queries)
 
 
 def test_a_nearest_example_is_told_by_its_distance(reference: Results) -> None:
