@@ -28,9 +28,11 @@ from genrobust.benchmarks.run.runner import run_suite
 from genrobust.benchmarks.run.tasks import choose_samples
 from genrobust.benchmarks.run.toolkits import craft
 from genrobust.benchmarks.suites.files import load_suite
-from genrobust.benchmarks.suites.model import Attack, Suite
+from genrobust.benchmarks.suites.model import Attack, Suite, ThreatModel
+from genrobust.benchmarks.suites.shared import expanded_attacks
 from genrobust.data import ImageDataset
-from genrobust.models import ABS, CNN, EABS
+from genrobust.models import ABS, CNN, EABS, DeepBayes, DeepBayesConfig
+from genrobust.nets.conditionals import ConditionalArchitecture
 from genrobust.purifiers import Purified, Purifier
 from genrobust.selective import Detector, SelectiveClassifier
 
@@ -379,6 +381,24 @@ def test_progress_counts_refused_images_as_lost(reference: Results) -> None:
     with run_progress(1, finished=0, forecast=forecast_of(cell), console=Console(file=plain)) as progress:
         progress.end(cell, rows)
     assert "67% of 3 right" in plain.getvalue()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_strongest_ensemble_is_a_row_at_every_epsilon(
+    norm: Any, small_suite: Suite, digits: ImageDataset, cnn: CNN, tmp_path: Path
+) -> None:
+    (entry,) = expanded_attacks([{"use": f"own.strongest-{norm}", "eot": 2, "every_epsilon": True}], "small")
+    threat = ThreatModel(norm=norm, epsilon=0.05, curve_epsilons=(0.5, 0.9))
+    suite = replace(small_suite, attacks=(Attack(**entry),), threat_models=(threat,))
+    sizes = ConditionalArchitecture(channels=(), hidden=(8,), latent_dim=2)
+    noisy = DeepBayes(DeepBayesConfig(architecture=sizes)).with_inference(samples=1)
+    found = run(suite, digits, tmp_path, cnn, models={"cnn": cnn, "noisy": noisy}, samples=3)
+    assert not found.failures
+    rows = [row for row in found.rows.to_pylist() if row["attack"] != "clean"]
+    assert sorted({(row["model"], row["epsilon"]) for row in rows}) == [
+        (model, epsilon) for model in ("cnn", "noisy") for epsilon in threat.epsilons
+    ]
+    assert sum(row["success"] for row in rows if row["epsilon"] == 0.9) >= 3
 
 
 def detected(model: Any) -> SelectiveClassifier:
