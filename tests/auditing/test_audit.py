@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from genrobust.attacks.contest import contest
 from genrobust.attacks.pgd import Ball
 from genrobust.attacks.random_search import random_search
 from genrobust.auditing import AuditBudget, AuditReport, audit
+from genrobust.auditing.black_boxes import decision_run, estimated_run
 from genrobust.auditing.checks import CHECKS
 from genrobust.auditing.crafting import pgd_run
 from genrobust.auditing.findings import accuse, share
@@ -140,19 +142,49 @@ def test_a_random_search_climbs_within_the_ball(norm: str) -> None:
     assert (highest > scores[0]).all()
 
 
-def test_a_run_keeps_the_image_of_the_least_margin() -> None:
+def subject_of(norm: str, epsilon: float, **budget: int) -> Subject:
     net, images, labels = linear()
     model = as_classifier(net, images)
-    subject = Subject(
+    return Subject(
         model=model,
         attacked=model,
         images=images,
         labels=labels,
-        norm="linf",
-        epsilon=0.05,
+        norm=norm,  # type: ignore[arg-type]
+        epsilon=epsilon,
         seed=0,
-        budget=QUICK,
+        budget=replace(QUICK, **budget),
     )
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.05), ("l2", 0.3)])
+def test_estimated_slopes_of_a_linear_model_lead_where_its_gradient_does(norm: str, epsilon: float) -> None:
+    subject = subject_of(norm, epsilon, queries=400)
+    blind, white = estimated_run(subject).margins, pgd_run(subject).margins
+    gained = (blind[:2].mean(0) - blind.amin(0)) / (blind[:2].mean(0) - white.amin(0))
+    assert gained.median() > 0.8
+    assert len(blind) == 401
+
+
+def test_a_walk_by_decisions_ends_near_the_boundary_of_a_linear_model() -> None:
+    subject = subject_of("l2", 5.0, queries=2000)
+    found = decision_run(subject)
+    assert 1950 < len(found.margins) <= 2000
+    assert not found.robust.any()
+    net, images, labels = linear()
+    weight, lead = net[1].weight.detach(), net(images).detach()  # type: ignore[union-attr,index]
+    slopes = (weight[labels][:, None] - weight[None]).norm(dim=2)
+    apart = (lead.gather(1, labels[:, None]) - lead) / slopes
+    optimum = apart.nan_to_num(nan=math.inf).where(slopes > 0, math.inf).amin(1)
+    ratio = (found.final - images).flatten(1).norm(dim=1) / optimum
+    assert ratio.min() > 0.99
+    assert ratio.median() < 1.5
+
+
+def test_a_run_keeps_the_image_of_the_least_margin() -> None:
+    labels = linear()[2]
+    subject = subject_of("linf", 0.05)
+    model = subject.model
     run = pgd_run(subject)
     assert pgd_run(subject) is run  # checks share it
     assert len(run.margins) == QUICK.steps + 1

@@ -1,6 +1,7 @@
 """Planted frauds are flagged, each with its own reason; what is honest is not accused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -83,6 +84,35 @@ def test_a_search_by_scores_beats_a_masked_gradient() -> None:
     bare, masked = audited(cnn(), "black box"), audited(Detached(cnn()), "black box", "strength")
     assert masked.believable.value > bare.believable.value  # the fraud looks better than it is
     assert bare.finding("black box").verdict == "pass"
+
+
+class HardLabels(nn.Module):
+    """Answers 1 for its decision and 0 for the rest, so that scores say no more than decisions."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits) + 0 * logits.sum()
+
+
+def test_a_walk_by_decisions_finds_what_flat_scores_hide() -> None:
+    images, labels = digits()
+    report = audit(
+        HardLabels(cnn()),
+        images,
+        labels,
+        norm="l2",
+        epsilon=4.0,
+        budget=replace(QUICK, queries=300),
+        checks=["black box"],
+        show_progress=False,
+    )
+    search, estimated, walk, white = (measure.value for measure in report.finding("black box").measures[1:])
+    assert report.finding("black box").verdict == "fails"
+    assert walk < min(search, estimated, white) - 0.25
 
 
 def test_examples_of_the_bare_network_show_what_a_fraud_hides() -> None:

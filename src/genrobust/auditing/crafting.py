@@ -11,17 +11,18 @@ from torch import Tensor
 from .._brief import one_line
 from ..attacks.contest import contest
 from ..attacks.pgd import pgd
-from ..attacks.random_search import random_search
 from ..contract import Classifier
 from .subject import Subject
 
 __all__ = [
     "Run",
+    "Watch",
+    "judged",
     "known_examples",
-    "noise_run",
+    "many",
+    "once",
     "one_step_run",
     "pgd_run",
-    "search_run",
     "step_length",
     "transferred_run",
 ]
@@ -58,7 +59,7 @@ class Run:
     __repr__ = one_line
 
 
-class _Watch:
+class Watch:
     """A model of two columns that remembers the margins, and the image of the least one."""
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
@@ -68,6 +69,7 @@ class _Watch:
         self.image: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Returns the two columns of images."""
         columns = self.model(x)
         values = columns.detach()
         self.see(x.detach(), (values[:, 0] - values[:, 1]).nan_to_num(nan=-torch.inf))
@@ -111,15 +113,15 @@ def pgd_run(
     """
     steps = subject.budget.steps if steps is None else steps
     radius = subject.epsilon if epsilon is None else epsilon
-    size = f"PGD, {_many(steps, 'step')}" + (f", {_many(starts, 'start')}" if starts > 1 else "")
+    size = f"PGD, {many(steps, 'step')}" + (f", {many(starts, 'start')}" if starts > 1 else "")
     name = size + ("" if gradient is None else f", gradient {gradient}")
-    name += "" if eot is None else f", {_many(eot, 'draw')} a query"
+    name += "" if eot is None else f", {many(eot, 'draw')} a query"
 
     def craft() -> Run:
         model = subject.view(gradient, eot=eot)
         return _climbed(subject, name, model, steps=steps, starts=starts, epsilon=radius)
 
-    return _once(subject, name, radius, craft)
+    return once(subject, name, radius, craft)
 
 
 def one_step_run(subject: Subject) -> Run:
@@ -129,7 +131,7 @@ def one_step_run(subject: Subject) -> Run:
         model = subject.view()
         return _climbed(subject, "one step", model, steps=1, starts=1, epsilon=subject.epsilon, single=True)
 
-    return _once(subject, "one step", subject.epsilon, craft)
+    return once(subject, "one step", subject.epsilon, craft)
 
 
 def transferred_run(subject: Subject, source: Classifier, name: str) -> Run:
@@ -146,46 +148,7 @@ def transferred_run(subject: Subject, source: Classifier, name: str) -> Run:
             subject, title, view, steps=budget.steps, starts=budget.starts, epsilon=subject.epsilon, last=True
         )
 
-    return _once(subject, title, subject.epsilon, craft)
-
-
-def noise_run(subject: Subject) -> Run:
-    """Runs random perturbations within the ball, half of them at its edge; keeps the least margin."""
-    name = f"noise, {_many(subject.budget.noise, 'draw')}"
-
-    def craft() -> Run:
-        generator, x, ball = subject.generator(1), subject.images, subject.ball
-        watch = _Watch(contest(subject.view(), subject.labels, subject.model.num_classes))
-        with torch.no_grad():
-            for number in range(subject.budget.noise):
-                draw = ball.edge if number % 2 else ball.random
-                watch(ball.project(x + draw(x, generator), x))
-        return _judged(subject, name, watch, watch.best(), epsilon=subject.epsilon)
-
-    return _once(subject, name, subject.epsilon, craft)
-
-
-def search_run(subject: Subject) -> Run:
-    """Runs the random search, which knows scores and no gradient."""
-    name = f"random search, {_many(subject.budget.queries, 'query', 'queries')}"
-
-    def craft() -> Run:
-        watch = _Watch(contest(subject.view(), subject.labels, subject.model.num_classes))
-
-        def score(x: Tensor) -> Tensor:
-            columns = watch(x)
-            return columns[:, 1] - columns[:, 0]
-
-        random_search(
-            score,
-            subject.images,
-            ball=subject.ball,
-            queries=subject.budget.queries,
-            generator=subject.generator(2),
-        )
-        return _judged(subject, name, watch, watch.best(), epsilon=subject.epsilon)
-
-    return _once(subject, name, subject.epsilon, craft)
+    return once(subject, title, subject.epsilon, craft)
 
 
 def step_length(steps: int, epsilon: float) -> float:
@@ -235,7 +198,7 @@ def _climbed(
     right = torch.zeros_like(subject.labels)
     runs: list[Run] = []
     for _ in range(starts):
-        watch = _Watch(columns)
+        watch = Watch(columns)
         made = pgd(
             watch,
             subject.images,
@@ -250,7 +213,7 @@ def _climbed(
         )
         with torch.no_grad():
             watch(made)
-        runs.append(_judged(subject, name, watch, made, epsilon=epsilon, best=not last))
+        runs.append(judged(subject, name, watch, made, epsilon=epsilon, best=not last))
     return _joined(runs)
 
 
@@ -267,9 +230,19 @@ def _joined(runs: list[Run]) -> Run:
     )
 
 
-def _judged(
-    subject: Subject, name: str, watch: _Watch, final: Tensor, *, epsilon: float, best: bool = True
+def judged(
+    subject: Subject, name: str, watch: Watch, final: Tensor, *, epsilon: float, best: bool = True
 ) -> Run:
+    """Returns what an attack found, judged on the deployed model.
+
+    Args:
+        subject: What is audited.
+        name: What the run is called.
+        watch: What the attack asked.
+        final: What it returned.
+        epsilon: The radius.
+        best: Judge the image of the least margin that it asked about, not the one that it returned.
+    """
     images = watch.best() if best else final
     robust = subject.robust(images, epsilon=epsilon)
     return Run(
@@ -284,12 +257,14 @@ def _judged(
     )
 
 
-def _once(subject: Subject, name: str, epsilon: float, craft: Callable[[], Run]) -> Run:
+def once(subject: Subject, name: str, epsilon: float, craft: Callable[[], Run]) -> Run:
+    """Returns a run that the checks share; makes it where no check has asked for it."""
     key = f"{name} at {epsilon:.6g}"
     if key not in subject.runs:
         subject.runs[key] = craft()
     return subject.runs[key]
 
 
-def _many(count: int, singular: str, plural: str = "") -> str:
+def many(count: int, singular: str, plural: str = "") -> str:
+    """Returns a number with its noun."""
     return f"{count} {singular if count == 1 else plural or singular + 's'}"

@@ -1,6 +1,7 @@
 """Is a stronger attack stronger?"""
 
-from ..crafting import noise_run, one_step_run, pgd_run
+from ..black_boxes import noise_run
+from ..crafting import one_step_run, pgd_run
 from ..findings import Finding, concluded, share
 from ..subject import Subject
 
