@@ -3,6 +3,9 @@
 A bank decodes rows of one latent per class. The problems (an image and a class each) that are still open do
 not form such rows. They are therefore packed into tiles of `rows` problems of one class, and the bank gets
 one decoder per tile. Only the last tile of each class contains padding.
+
+Tall tiles have few decoders, whose weights a convolution lays out anew at every call. Low tiles have little
+padding. The height is a compromise.
 """
 
 from collections.abc import Iterator
@@ -18,8 +21,8 @@ from .objective import LatentObjective
 
 __all__ = ["Tile", "pack"]
 
-FULL = 0.9  # share of slots that must hold a problem before fewer, taller tiles pay off
-HEIGHTS = (32, 16, 8, 4, 2, 1)
+TALLEST = 32
+DECODER = 0.5  # time that a decoder's weights take, in slots
 
 
 @final
@@ -67,12 +70,12 @@ def pack(objective: LatentObjective, classes: Int[Tensor, " problems"], *, limit
 
 
 def _height(counts: list[int], *, limit: int) -> int:
-    total = sum(counts)
-    for height in HEIGHTS:
-        slots = height * sum(-(-count // height) for count in counts)
-        if height <= limit and total >= FULL * slots:
-            return height
-    return 1
+    """Chooses the number of rows for which slots and decoders together take the least time."""
+
+    def cost(height: int) -> float:
+        return (height + DECODER) * sum(-(-count // height) for count in counts)
+
+    return min(range(1, min(TALLEST, limit) + 1), key=cost)
 
 
 def _selected(objective: LatentObjective, classes: Int[Tensor, " groups"]) -> LatentObjective:
