@@ -2,7 +2,8 @@
 
 They equal the training form up to rounding. A transposed convolution of stride s is an ordinary convolution
 that computes the s x s phases of its output as channels, followed by a pixel shuffle (Shi et al. 2016,
-section 3.2). On CPUs this form runs several times faster. So does an ELU without the scalar `expm1`.
+section 3.2). On CPUs this form is the faster one where the output has few channels, and the slower one where
+many of its taps are zero. An ELU runs faster without the scalar `expm1`.
 """
 
 import copy
@@ -18,6 +19,8 @@ __all__ = ["FusedDecoderBank"]
 FULL_CHANNELS = 16  # channels per vector: a convolution with fewer outputs wastes the rest of the vector
 MAX_PHASES = 4
 FEW_CHANNELS = 4
+HALF_CHANNELS = 8  # with fewer outputs, a transposed convolution wastes more of the vector than phases do
+WASTE = 1.5  # a sub-pixel convolution with more taps per tap of the kernel than this is the slower form
 
 Layer = TypeVar("Layer", bound="_Layer")
 
@@ -35,11 +38,10 @@ class FusedDecoderBank(nn.Module):
         self.activations = activations
         first, *rest = _stages(layers)
         self.entry = _FusedEntry(first, decoders=decoders)
-        convolutions: list[_PointwiseConvolution | _SubpixelConvolution] = []
-        last: _FusedEntry | _PointwiseConvolution | _SubpixelConvolution = self.entry
+        convolutions: list[_Convolution] = []
+        last: _FusedEntry | _Convolution = self.entry
         for stage in rest:
-            layer = _PointwiseConvolution if stage.pointwise else _SubpixelConvolution
-            last = layer(stage, decoders=decoders, size=last.size)
+            last = _convolution(stage, decoders=decoders, size=last.size)
             convolutions.append(last)
         self.convolutions = nn.ModuleList(convolutions)
         self.image_shape = (last.channels, last.size, last.size)
@@ -84,7 +86,7 @@ class _Stage:
     def __init__(self, layer: nn.ConvTranspose2d | nn.Conv2d) -> None:
         transposed = isinstance(layer, nn.ConvTranspose2d)
         weight = layer.weight.detach().double().unflatten(0, (layer.groups, -1))
-        self.weight = weight if transposed else weight.transpose(1, 2)  # (K, in, out, kernel, kernel)
+        self.weight: Tensor = weight if transposed else weight.transpose(1, 2)  # (K, in, out, kernel, kernel)
         channels = self.weight.shape[2]
         self.bias = weight.new_zeros(layer.groups, channels)
         if layer.bias is not None:
@@ -97,6 +99,15 @@ class _Stage:
     def pointwise(self) -> bool:
         """Whether this is a 1 x 1 convolution to few channels."""
         return self.weight.shape[-1] == 1 and self.stride == 1 and self.weight.shape[2] <= FEW_CHANNELS
+
+    def output_size(self, size: int) -> int:
+        """Returns the side of the output for an input of side `size`."""
+        return (size - 1) * self.stride - 2 * self.padding + self.weight.shape[-1]
+
+    def taps(self, phases: int) -> range:
+        """Returns the input pixels that r phases need along a side, counted from the first phase's."""
+        first = math.ceil((self.padding - self.weight.shape[-1] + 1) / self.stride)
+        return range(first, (phases - 1 + self.padding) // self.stride + 1)
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
         if norm.running_mean is None or norm.running_var is None:
@@ -202,16 +213,13 @@ class _SubpixelConvolution(_Layer):
 
     def __init__(self, stage: _Stage, *, decoders: int, size: int) -> None:
         super().__init__(stage, decoders=decoders)
-        kernel, stride, padding = stage.weight.shape[-1], stage.stride, stage.padding
-        self.channels = stage.weight.shape[2]
-        self.size = (size - 1) * stride - 2 * padding + kernel
-        self.phases = _phases(self.channels, kernel=kernel, stride=stride, size=self.size)
-        self.step, self.count = self.phases // stride, math.ceil(self.size / self.phases)
-        first = math.ceil((padding - kernel + 1) / stride)
-        last = (self.phases - 1 + padding) // stride
+        self.channels, self.size = stage.weight.shape[2], stage.output_size(size)
+        self.phases = _phases(stage, size=self.size)
+        self.step, self.count = self.phases // stage.stride, math.ceil(self.size / self.phases)
+        taps = stage.taps(self.phases)
         # Both ends share one padding, so the side that needs less of it gets taps of zero.
-        self.padding = max(-first, self.step * (self.count - 1) + last - (size - 1), 0)
-        weight = _phase_weights(stage, self.phases, taps=range(-self.padding, last + 1))
+        self.padding = max(-taps.start, self.step * (self.count - 1) + taps.stop - size, 0)
+        weight = _phase_weights(stage, self.phases, taps=range(-self.padding, taps.stop))
         bias = stage.bias[:, None].expand(-1, self.phases**2, -1).flatten(1)
         self._hold(weight, bias, stage.dtype)
 
@@ -228,10 +236,43 @@ class _SubpixelConvolution(_Layer):
         return shuffled
 
 
-def _phases(channels: int, *, kernel: int, stride: int, size: int) -> int:
+@final
+class _TransposedConvolution(_Layer):
+    """A transposed convolution as it is, which needs no shuffle."""
+
+    def __init__(self, stage: _Stage, *, decoders: int, size: int) -> None:
+        super().__init__(stage, decoders=decoders)
+        self.channels, self.size = stage.weight.shape[2], stage.output_size(size)
+        self.stride, self.padding = stage.stride, stage.padding
+        self._hold(stage.weight, stage.bias, stage.dtype)
+
+    def forward(self, maps: Float[Tensor, "rows maps height width"]) -> Tensor:
+        """Returns maps whose memory is channels-last."""
+        weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
+        geometry = {"stride": self.stride, "padding": self.padding, "groups": self.decoders}
+        activated: Tensor = self.activation(nn.functional.conv_transpose2d(maps, weight, bias, **geometry))
+        return activated
+
+
+_Convolution = _PointwiseConvolution | _SubpixelConvolution | _TransposedConvolution
+
+
+def _convolution(stage: _Stage, *, decoders: int, size: int) -> _Convolution:
+    """Builds a stage in the form that is fastest on CPUs."""
+    if stage.pointwise:
+        return _PointwiseConvolution(stage, decoders=decoders, size=size)
+    taps = len(stage.taps(_phases(stage, size=stage.output_size(size))))
+    wasteful = (taps * stage.stride / stage.weight.shape[-1]) ** 2 > WASTE
+    if wasteful and stage.weight.shape[2] >= HALF_CHANNELS:
+        return _TransposedConvolution(stage, decoders=decoders, size=size)
+    return _SubpixelConvolution(stage, decoders=decoders, size=size)
+
+
+def _phases(stage: _Stage, *, size: int) -> int:
     """Chooses r: the stride, or more if the output has few channels, so that the phases fill a vector."""
-    if stride > 1 or kernel == 1:
-        return stride
+    channels, kernel = stage.weight.shape[2], stage.weight.shape[-1]
+    if stage.stride > 1 or kernel == 1:
+        return stage.stride
     phases = 1
     while phases < MAX_PHASES and channels * phases**2 < FULL_CHANNELS and size % (2 * phases) == 0:
         phases *= 2
