@@ -271,7 +271,7 @@ class Suite:
         baseline: Model that the others are compared with in the printed table.
         title: For readers.
         paper: Where the numbers are from, such as "Ju & Wagner 2020, Table 1".
-        scale: As published, or reduced to what two cores finish in half an hour.
+        scale: As published, or reduced to about half an hour on two cores; `Forecast` says how long it takes.
         reduced: Sentences that say what was reduced.
         expected: The paper's numbers.
     """
