@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
     from .contract import ImageModule
 
-__all__ = ["changed_budget", "cheaper"]
+__all__ = ["TIGHTENED_FOR_ATTACKS", "changed_budget", "cheaper"]
 
 B = TypeVar("B", bound="DataclassInstance")
 M = TypeVar("M", bound="ImageModule")
@@ -21,6 +22,11 @@ _EFFORT = (
     "samples",
     "levels",
 )  # more is nearer to exact
+
+
+# A climb asks about nearly the same images again and again, and others judge where it ends. From the last
+# latents, one start fooled the same digits as four starts from afar, in an eighteenth of the time.
+TIGHTENED_FOR_ATTACKS: Mapping[str, Any] = MappingProxyType({"starts": 1, "warm_start": True})
 
 
 def changed_budget(budget: B, changes: Mapping[str, Any]) -> B:

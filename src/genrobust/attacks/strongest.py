@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from .._fields import check_choice, check_integer, check_seed
+from .._modules import TIGHTENED_FOR_ATTACKS, cheaper
 from ..attack_view import AttackView, attack_view, classifier_behind
 from ..capabilities import Tightens
 from ..checks import check_labels
@@ -102,7 +103,7 @@ def strongest_images(
     if has_label_scores(shown):
         parts.append(lambda rows: matched(rows, "label"))
     if isinstance(inner := behind_views(shown), Tightens):
-        tightened = AttackView(inner.tightened())
+        tightened = AttackView(cheaper(inner.tightened(), TIGHTENED_FOR_ATTACKS))
         parts.append(lambda rows: multi(tightened, rows, 1, True))
     for part in (*parts, searched):
         rows = best.resisting

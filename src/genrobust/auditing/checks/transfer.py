@@ -2,6 +2,7 @@
 
 import torch
 
+from ..._modules import TIGHTENED_FOR_ATTACKS, cheaper
 from ...capabilities import DecidesByEncoder, Defended, Tightens
 from ...contract import Classifier
 from ..crafting import pgd_run, transferred_run
@@ -46,7 +47,7 @@ def transfer(subject: Subject) -> Finding:
 def _parts(model: Classifier) -> dict[str, Classifier]:
     parts: dict[str, Classifier] = {}
     if isinstance(model, Tightens):
-        parts["its tightened variant"] = model.tightened()
+        parts["its tightened variant"] = cheaper(model.tightened(), TIGHTENED_FOR_ATTACKS)
     if isinstance(model, DecidesByEncoder):
         parts["its encoder"] = model.encoder_view()
     if isinstance(model, Defended):
