@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from ._settings import probe_images, rounded
 from .capabilities import Randomized
 from .checks import check_images
 from .contract import Classifier
+from .gradients import NothingStops
 from .randomness import FixedNoise, FreshNoise, NoiseSource, isolated_rng
 
 __all__ = ["WrappedModule", "as_classifier", "check_classifier"]
@@ -29,6 +30,8 @@ class WrappedModule(Randomized, Classifier):
 
     Attributes:
         module: The module.
+        stops: Whether it stops gradients on their way, as by rounding or a detached tensor.
+        gradient: `"exact"`, autograd's, or `"bpda"`, which passes what would stop it.
         takes_half: True: somebody else's network computes in its own precision.
         noise: The source of seeds for the global generators during a call; None leaves the generators alone.
     """
@@ -39,6 +42,7 @@ class WrappedModule(Randomized, Classifier):
         super().__init__(input_shape=input_shape, num_classes=num_classes)
         self.module = module
         self.noise: NoiseSource | None = None
+        self.stops, self.gradient = False, "exact"
         if next(self.module.parameters(), None) is None:
             self.register_parameter("place", nn.Parameter(torch.zeros(()), requires_grad=False))
 
@@ -55,6 +59,14 @@ class WrappedModule(Randomized, Classifier):
                 f"Expected `model` to give logits of shape ({len(x)}, {self.num_classes}), but got {shape}"
             )
         return answer
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """`"exact"` and `"bpda"` of a module that stops gradients; empty for any other."""
+        return ("exact", "bpda") if self.stops else ()
+
+    def _with_gradient(self, gradient: Literal["exact", "bpda"]) -> Self:
+        return self._variant(gradient=gradient)
 
     def with_noise(self, noise: NoiseSource) -> Self:
         """Returns a variant whose module draws from newly seeded global generators; without noise, itself.
@@ -75,25 +87,29 @@ class WrappedModule(Randomized, Classifier):
         return first
 
     def _answer_about(self, x: Tensor) -> dict[str, Any]:
-        with torch.inference_mode(False), torch.enable_grad(), isolated_rng(0):
-            images = x.clone().requires_grad_()
-            logits = self._variant(noise=None).logits(images)
-            if not logits.requires_grad:
-                return {"logits": rounded(logits)}
-            weights = torch.arange(1, self.num_classes + 1, device=logits.device).to(logits)
-            (gradient,) = torch.autograd.grad((logits * weights).sum(), images, allow_unused=True)
-        slopes = images[:, 0, 0, 0] * 0 if gradient is None else gradient.flatten(1).norm(dim=1)
-        return {"logits": rounded(logits), "gradients": rounded(slopes)}
+        logits, slopes = _slopes(self._variant(noise=None), x)
+        if slopes is None:
+            return {"logits": rounded(logits)}
+        return {"logits": rounded(logits), "gradients": rounded(slopes.flatten(1).norm(dim=1))}
 
     def _answer(self, x: Tensor) -> Any:
         match self.noise:
             case None:
-                return _called(self.module, x)
+                return self._passing(x)
             case FixedNoise(seed=seed):
                 pass
             case FreshNoise(generator=generator):
                 seed = int(torch.randint(1 << 31, (), generator=generator, device=generator.device))
         with isolated_rng(seed):
+            return self._passing(x)
+
+    def _passing(self, x: Tensor) -> Any:
+        if self.gradient == "exact" or not torch.is_grad_enabled():
+            return _called(self.module, x)
+        with (
+            torch.enable_grad(),
+            NothingStops(),
+        ):  # the former, because a block in the module may leave them on
             return _called(self.module, x)
 
 
@@ -146,6 +162,7 @@ def as_classifier(
     channels, height, width = shown.shape[1:]
     wrapped = WrappedModule(module, input_shape=(channels, height, width), num_classes=answer.shape[1])
     wrapped.randomized = _draws_noise(wrapped, shown)
+    wrapped.stops = _stops_gradients(wrapped, shown)
     return wrapped
 
 
@@ -198,6 +215,31 @@ def _draws_noise(model: Classifier, images: Float[Tensor, "batch channels height
         first, *others = (model(images) for _ in range(PROBES))
     tolerance = 1e-4 * float(first.nan_to_num().abs().max())
     return not all(torch.allclose(first, other, rtol=0, atol=tolerance, equal_nan=True) for other in others)
+
+
+def _stops_gradients(model: WrappedModule, images: Float[Tensor, "batch channels height width"]) -> bool:
+    """Returns whether its gradients are others if nothing stops them."""
+    try:
+        logits, exact = _slopes(model, images)
+        same, passing = _slopes(model._variant(gradient="bpda"), images)
+    except Exception:  # whatever the module raises where gradients are on, or in a block that leaves them on
+        return False
+    if passing is None or not torch.allclose(logits, same, equal_nan=True):
+        return False
+    apart = passing if exact is None else passing - exact
+    return bool(apart.abs().max() > 1e-3 * passing.abs().max())  # never where they are undefined
+
+
+def _slopes(model: WrappedModule, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns logits, and the gradients of a sum of them; None if they have none."""
+    with torch.inference_mode(False), torch.enable_grad(), isolated_rng(0):
+        x = images.clone().requires_grad_()
+        logits = model.logits(x)
+        if not logits.requires_grad:
+            return logits, None
+        weights = torch.arange(1, model.num_classes + 1, device=logits.device).to(logits)
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), x, allow_unused=True)
+    return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
 
 
 def _called(module: nn.Module, x: Tensor) -> Any:

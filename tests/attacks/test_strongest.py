@@ -4,9 +4,10 @@ from typing import Any, Self
 
 import pytest
 import torch
+from frauds import HardReject, Loud, Quantised
 from torch import Tensor, nn
 
-from genrobust import Classifier, GenerativeClassifier, strongest
+from genrobust import Classifier, GenerativeClassifier, load_dataset, load_model, strongest
 from genrobust.attack_view import attack_view
 from genrobust.attacks import (
     ATTACKS,
@@ -176,3 +177,17 @@ def test_a_verdict_of_the_ensemble_repeats() -> None:
     first, second = (strongest(model, x, y, norm="l2", epsilon=0.5, seed=3) for _ in range(2))
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.success, second.success)
+
+
+@pytest.mark.parametrize(
+    "fraud", [Loud, Quantised, lambda net: HardReject(net, confidence=0.5)], ids=["loud", "quantised", "hard"]
+)
+def test_a_fraud_falls_as_far_as_its_bare_network(fraud: Any) -> None:
+    images, labels = load_dataset("digits", "test").batch(slice(20))
+    bare = load_model("cnn", dataset="digits")
+    left = [
+        int(strongest(model, images, labels, norm="linf", epsilon=0.1).robust().sum())
+        for model in (bare, fraud(bare))
+    ]
+    assert left[0] < 10
+    assert left[1] <= left[0] + 1

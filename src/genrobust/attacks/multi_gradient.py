@@ -43,6 +43,7 @@ def multi_gradient(
     trial: int = 10,
     restarts: int = 2,
     schedule: GradientSchedule = "halving",
+    past_rejection: bool = False,
 ) -> Float[Tensor, "batch channels height width"]:
     """Climbs the margin by whichever surrogate gradient suits an image best, and keeps the least margin.
 
@@ -66,6 +67,8 @@ def multi_gradient(
         restarts: Number of starts. The first is the clean image.
         schedule: `"fixed"`: PGD, whose steps together walk 2.5 radii. `"halving"`: Auto-PGD, with momentum,
             and a step that is halved wherever it no longer improves (Croce & Hein 2020).
+        past_rejection: Climb the margin among the classes alone, also where the model rejects. A threshold
+            without a slope leads nowhere, and a sure enough mistake passes it.
 
     Returns:
         The images of the least margin that were seen, in [0, 1] and within the ball.
@@ -82,7 +85,10 @@ def multi_gradient(
             break
         begun = x[rows] if start == 0 else ball.project(x[rows] + ball.random(x[rows], generator), x[rows])
         views = _views(model, reseeded(shown, start, candidates=_OTHER_CANDIDATES))
-        objectives = [_margin_objective(view, y[rows], shown.num_classes) for view in views]
+        objectives = [
+            _margin_objective(view, y[rows], shown.num_classes, past_rejection=past_rejection)
+            for view in views
+        ]
         best.keep(rows, _one_start(objectives, x[rows], begun, ball, steps, trial, halving=halving))
     return best.images
 
@@ -117,16 +123,23 @@ def _one_start(
 
 
 def _margin_objective(
-    model: Callable[[Tensor], Tensor], y: Int[Tensor, " batch"], num_classes: int
+    model: Callable[[Tensor], Tensor],
+    y: Int[Tensor, " batch"],
+    num_classes: int,
+    *,
+    past_rejection: bool = False,
 ) -> RowObjective:
-    """Returns the objective of some rows: the margin is to fall."""
+    """Returns the objective of some rows: the margin is to fall, or that among the classes alone."""
 
     def of(rows: Tensor) -> Objective:
-        columns = contest(model, y[rows], num_classes)
+        def lead(logits: Tensor) -> Tensor:
+            columns = contest(lambda _: logits, y[rows], num_classes)(logits)
+            return columns[:, 1] - columns[:, 0]
 
         def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-            margins = -columns(x).diff(dim=1)[:, 0]
-            return -margins, margins
+            logits = model(x)
+            leads = lead(logits)
+            return lead(logits[:, :num_classes]) if past_rejection else leads, -leads
 
         return objective
 

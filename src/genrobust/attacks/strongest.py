@@ -57,6 +57,7 @@ def strongest_images(
     | PGD by every surrogate gradient | steps that would shrink too soon | 11 g + 41 |
     | logit matching, three targets | saturated logits, detectors | 154 |
     | the same of log p(y; z), where scores have it | a likelihood that drowns it | 307 |
+    | Auto-PGD among the classes alone, of a model that rejects | a hard threshold | 11 g + 41 |
     | Auto-PGD on the tightened variant | inference that has not converged | 11 g + 41 |
     | random search | a gradient that leads nowhere | 200 |
 
@@ -77,7 +78,9 @@ def strongest_images(
     """
     ball, shown, best = Ball(norm, epsilon), classifier_behind(model), Best(x)
 
-    def multi(target: Callable[[Tensor], Tensor], rows: Tensor, restarts: int, halving: bool) -> Tensor:
+    def multi(
+        target: Callable[[Tensor], Tensor], rows: Tensor, restarts: int, halving: bool, past: bool = False
+    ) -> Tensor:
         return multi_gradient(
             target,
             x[rows],
@@ -87,6 +90,7 @@ def strongest_images(
             generator=generator,
             restarts=restarts,
             schedule="halving" if halving else "fixed",
+            past_rejection=past,
         )
 
     def matched(rows: Tensor, aim: Aim) -> Tensor:
@@ -102,6 +106,8 @@ def strongest_images(
     ]
     if has_label_scores(shown):
         parts.append(lambda rows: matched(rows, "label"))
+    if shown.rejects:
+        parts.append(lambda rows: multi(model, rows, 1, True, past=True))
     if isinstance(inner := behind_views(shown), Tightens):
         tightened = AttackView(cheaper(inner.tightened(), TIGHTENED_FOR_ATTACKS))
         parts.append(lambda rows: multi(tightened, rows, 1, True))
@@ -124,6 +130,8 @@ def strongest_queries(model: Classifier) -> int:
     parts = [2 * multi, multi, matching_queries(model), SEARCH]
     if has_label_scores(model):
         parts.append(matching_queries(model, aim="label"))
+    if model.rejects:
+        parts.append(multi)
     if isinstance(inner := behind_views(model), Tightens):
         parts.append(multi_gradient_queries(inner, restarts=1))
     return sum(parts) + len(parts)  # the ensemble asks about every result

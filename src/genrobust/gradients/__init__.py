@@ -6,7 +6,7 @@ All strategies but `Unrolled` return the same scores. They differ in the gradien
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from .bpda import straight_through
+from .bpda import NothingStops, straight_through
 from .contract import LatentModel, SurrogateGradient
 from .estimated import Estimated
 from .surrogates import Automatic, Envelope, Joint, Proposal, Unrolled
@@ -18,6 +18,7 @@ __all__ = [
     "Estimated",
     "Joint",
     "LatentModel",
+    "NothingStops",
     "Proposal",
     "SurrogateGradient",
     "Unrolled",
